@@ -1,0 +1,82 @@
+"""upweight: which training examples, upweighted, would change a fine-tuned network's prediction.
+
+    scores[t, i] = + g_t^T H^+ g_i        rows t: queries, columns i: train examples, nats per unit of weight
+
+positive: example i is helpful to query t (a proponent); removing i raises the loss of t by about scores[t, i] / n.
+
+The public names below are imported on first use, so that `import upweight` and `upweight --help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cache.errors import StoreError, StoreMismatch
+    from .influence.errors import ShapeError, SolveError
+    from .influence.gradient_dot import GradientDot
+    from .influence.head import LinearHead
+    from .influence.hessian import Hessian
+    from .influence.scores import Scores
+    from .influence.tables import Table
+    from .models.errors import CheckpointError, DataError
+    from .pipeline import attribute, open_scores
+
+__version__ = "0.1.0"
+
+
+class UpweightError(Exception):
+    """Base of every error that upweight raises on purpose: one sentence with what was found, what was wanted, the mend."""
+
+
+class UsageError(UpweightError, ValueError):
+    """An argument does not fit what it is applied to: an unknown name, k beyond the blocks, a query out of range."""
+
+
+_HOME = {
+    "attribute": ".pipeline",
+    "open_scores": ".pipeline",
+    "LinearHead": ".influence.head",
+    "Hessian": ".influence.hessian",
+    "GradientDot": ".influence.gradient_dot",
+    "Scores": ".influence.scores",
+    "Table": ".influence.tables",
+    "ShapeError": ".influence.errors",
+    "SolveError": ".influence.errors",
+    "StoreError": ".cache.errors",
+    "StoreMismatch": ".cache.errors",
+    "CheckpointError": ".models.errors",
+    "DataError": ".models.errors",
+}
+
+__all__ = [
+    # the one call, and reading its result back
+    "attribute",
+    "open_scores",
+    "Scores",
+    "Table",
+    # curvatures
+    "LinearHead",
+    "Hessian",
+    "GradientDot",
+    # errors
+    "UpweightError",
+    "UsageError",
+    "CheckpointError",
+    "DataError",
+    "ShapeError",
+    "SolveError",
+    "StoreError",
+    "StoreMismatch",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""What is analysed: source models, checkpoints, data, transfer and the recipes that train them."""

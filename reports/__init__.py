@@ -1,0 +1,1 @@
+"""Tables first, figures as views of tables, one self-contained page. The only place that imports matplotlib."""
