@@ -1,0 +1,80 @@
+"""What every method of scoring offers: fit once, solve and score block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .side import Side
+from .spectrum import Spectrum
+
+State = TypeVar("State")
+
+
+class Curvature(Protocol[State]):
+    """score[t, i] = + g_t^T H^+ g_i, for one choice of H and of its inverse."""
+
+    def settings(self) -> dict[str, Any]:
+        """What tells two fits apart, ready for JSON.
+
+        Returns:
+            Name and options.
+        """
+
+    def fit(self, train: Side) -> State:
+        """The dear step: form and factor the mean curvature over the train set.
+
+        Args:
+            train: The train set, examined.
+
+        Returns:
+            Whatever `solve` and `scores` need.
+        """
+
+    def solve(self, state: State, queries: Side, rows: slice) -> Float[Tensor, "b k"]:
+        """H^+ g for a block of queries, in the method's own coordinates.
+
+        Args:
+            state: What `fit` gave.
+            queries: The side that the block belongs to.
+            rows: The block.
+
+        Returns:
+            Solved gradients [b, k].
+        """
+
+    def scores(self, state: State, solved: Float[Tensor, "b k"], train: Side, columns: slice) -> Float[Tensor, "b c"]:
+        """The tile of scores of solved queries against a block of train examples.
+
+        Args:
+            state: What `fit` gave.
+            solved: What `solve` gave.
+            train: The train set.
+            columns: The block of train examples.
+
+        Returns:
+            Scores [b, c], nats per unit weight; positive: the train example is helpful to the query.
+        """
+
+    def spectrum(self, state: State) -> Spectrum | None:
+        """The facts of the curvature.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            The facts, or None for a method without a curvature.
+        """
+
+    def neighbours(self, state: State) -> Mapping[str, State]:
+        """The same fit at other settings, to see how much they matter.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            States by name ("0.1x", "10x"): nothing is factored again.
+        """

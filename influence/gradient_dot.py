@@ -1,0 +1,97 @@
+"""Scores without a curvature: the plain dot product, or the cosine, of two gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .gradients import TrainGradients
+from .side import Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientDot:
+    """score[t, i] = + g_t . g_i: TracIn at one checkpoint with unit learning rate (Pruthi et al. 2020).
+
+    Its unit is squared nats per squared unit of parameter; as a cosine it has none.
+    """
+
+    cosine: bool = False
+    """Divide by the lengths of the two gradients; an example whose gradient is zero scores zero."""
+
+    def settings(self) -> dict[str, Any]:
+        """What tells two fits apart.
+
+        Returns:
+            Name and options.
+        """
+        return {"name": "GradientDot", **asdict(self)}
+
+    def fit(self, train: Side) -> TrainGradients:
+        """Form the train gradients where they fit in memory.
+
+        Args:
+            train: The train set, examined.
+
+        Returns:
+            The gradients.
+        """
+        return TrainGradients.of(train)
+
+    def solve(self, state: TrainGradients, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
+        """The query gradients themselves.
+
+        Args:
+            state: What `fit` gave.
+            queries: The side that the block belongs to.
+            rows: The block.
+
+        Returns:
+            Gradients [b, p], of unit length for the cosine.
+        """
+        return self._scaled(queries.gradients(rows))
+
+    def scores(
+        self, state: TrainGradients, solved: Float[Tensor, "b p"], train: Side, columns: slice
+    ) -> Float[Tensor, "b c"]:
+        """Dot products with a block of train gradients.
+
+        Args:
+            state: What `fit` gave.
+            solved: What `solve` gave.
+            train: The train set.
+            columns: The block.
+
+        Returns:
+            Scores [b, c].
+        """
+        return solved @ self._scaled(state.rows(columns)).T
+
+    def spectrum(self, state: TrainGradients) -> None:
+        """There is no curvature.
+
+        Args:
+            state: What `fit` gave.
+        """
+
+    def neighbours(self, state: TrainGradients) -> Mapping[str, TrainGradients]:
+        """There is nothing to vary.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            An empty mapping.
+        """
+        return {}
+
+    def _scaled(self, G: Tensor) -> Tensor:
+        if not self.cosine:
+            return G
+        length = G.norm(dim=1, keepdim=True)
+        return torch.where(length > 0, G / torch.where(length > 0, length, 1.0), 0.0)

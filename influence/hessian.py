@@ -1,0 +1,192 @@
+"""The true Hessian of any chosen parameters, assembled by autograd batch by batch, and its spectral pseudo-inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from .. import UsageError
+from .errors import SolveError
+from .gradients import TrainGradients
+from .side import Side
+from .solve import EVD_LIMIT, Eigen, Inversion, Negative, eigendecompose
+from .spectrum import Spectrum
+
+TANGENT_BYTES = 256 * 2**20  # of tangent vectors in flight: p of them would be as large as the Hessian
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HessianState:
+    """The decomposed Hessian and the train gradients."""
+
+    eigen: Eigen
+    rule: Inversion
+    train: TrainGradients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hessian:
+    """Mean Hessian of the loss over the train set, H = (1/n) sum_i d2 l_i / d theta2, for any differentiable loss.
+
+    Dense: p parameters take 8 p^2 bytes, some four times over, so p up to about 20,000. Outside a convex head it may be
+    indefinite; the spectrum reports its negative part. The sum of batch means that the code of Utrera et al. inverts is n / b
+    times this H for batches of b: `Hessian(absolute=1e-20 * b / n)` and scores times b / n give their numbers.
+    """
+
+    damping: float = 0.0
+    """Added to every eigenvalue; must lift the smallest above zero."""
+    rcond: float | None = None
+    """Cutoff relative to the largest absolute eigenvalue; None: size times rounding unit, and none when damped."""
+    absolute: float | None = None
+    """Cutoff in the unit of the Hessian, instead of a relative one."""
+    negative: Negative = "invert"
+    """Negative eigenvalues beyond the cutoff: "invert", as the Moore-Penrose inverse does, or "drop"."""
+    batch_size: int | None = None
+    """Examples in one assembly step; None: as `attribute` reads them. Any number gives the same H."""
+
+    def __post_init__(self) -> None:
+        self._rule()
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What tells two fits apart.
+
+        Returns:
+            Name and options; the batch size changes no number and is left out.
+        """
+        options = asdict(self)
+        del options["batch_size"]
+        return {"name": "Hessian", **options}
+
+    def fit(self, train: Side) -> HessianState:
+        """Assemble the mean Hessian and decompose it.
+
+        Args:
+            train: The train set, examined.
+
+        Returns:
+            Its eigendecomposition and the train gradients.
+
+        Raises:
+            SolveError: p is too large for a dense Hessian.
+        """
+        p = train.problem.p
+        if p > EVD_LIMIT:
+            raise SolveError(
+                f"A dense Hessian of {p:,} parameters would take {8 * p * p / 2**30:,.0f} GiB, four times over; at most "
+                f"{EVD_LIMIT:,} are possible and about 20,000 sensible. Analyse fewer `parameters`, or use GradientDot()."
+            )
+        H = assemble_hessian(train, self.batch_size or train.batch_size)
+        eps = torch.finfo(torch.float64 if train.problem.linear else train.problem.dtype).eps
+        return HessianState(eigendecompose(H, eps), self._rule(), TrainGradients.of(train))
+
+    def solve(self, state: HessianState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
+        """H^+ times the query gradients.
+
+        Args:
+            state: What `fit` gave.
+            queries: The side that the block belongs to.
+            rows: The block.
+
+        Returns:
+            Solved gradients [b, p], float64.
+        """
+        V = state.eigen.V
+        G = queries.gradients(rows).double()
+        return ((G @ V) * state.eigen.inverse(state.rule)) @ V.T
+
+    def scores(
+        self, state: HessianState, solved: Float[Tensor, "b p"], train: Side, columns: slice
+    ) -> Float[Tensor, "b c"]:
+        """Solved queries against a block of train gradients.
+
+        Args:
+            state: What `fit` gave.
+            solved: What `solve` gave.
+            train: The train set.
+            columns: The block.
+
+        Returns:
+            Scores [b, c], nats per unit weight.
+        """
+        return solved @ state.train.rows(columns).double().T
+
+    def spectrum(self, state: HessianState) -> Spectrum:
+        """Facts of the Hessian, its negative part included.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            The facts.
+        """
+        return state.eigen.spectrum(state.rule)
+
+    def neighbours(self, state: HessianState) -> Mapping[str, HessianState]:
+        """The same decomposition at a tenth and at ten times the damping or cutoff.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            Two states; one, where a tenth of the damping no longer lifts the spectrum above zero.
+        """
+        cutoff, lowest = state.eigen.cutoff(state.rule), float(state.eigen.lam[-1])
+        rules = {f"{factor:g}x": state.rule.scaled(factor, cutoff) for factor in (0.1, 10.0)}
+        sound = {k: r for k, r in rules.items() if r.damping == 0 or r.negative == "drop" or lowest + r.damping > 0}
+        return {name: replace(state, rule=rule) for name, rule in sound.items()}
+
+    def _rule(self) -> Inversion:
+        return Inversion(damping=self.damping, rcond=self.rcond, absolute=self.absolute, negative=self.negative)
+
+
+def assemble_hessian(train: Side, batch_size: int) -> Float[Tensor, "p p"]:
+    """The mean Hessian, batch by batch: forward-mode over reverse-mode, many tangents at a time.
+
+    Args:
+        train: The train set, examined.
+        batch_size: Examples in one step; sums, not means, are added up, so that any size gives the same matrix.
+
+    Returns:
+        H, accumulated in float64.
+
+    Raises:
+        SolveError: torch.func cannot differentiate a layer of the model twice.
+        OutOfMemoryError: The device's memory is full; a smaller batch size helps.
+    """
+    problem = train.problem
+    start = problem.flatten(problem.start())
+    p = len(start)
+    chunk = max(1, min(p, TANGENT_BYTES // (start.element_size() * (p + 64 * batch_size))))
+    H = torch.zeros(p, p, dtype=torch.float64, device=start.device)
+    for begin in range(0, len(train), batch_size):
+        rows = slice(begin, min(begin + batch_size, len(train)))
+        z, y = train.inputs(rows), train.target[rows]
+
+        def summed(vector: Tensor, z: Tensor = z, y: Tensor = y) -> Tensor:
+            return problem.losses(problem.logits(problem.unflatten(vector), z), y).sum()
+
+        def product(tangent: Tensor, summed: Callable[[Tensor], Tensor] = summed) -> Tensor:
+            out: Tensor = jvp(grad(summed), (start,), (tangent,))[1]
+            return out
+
+        for first in range(0, p, chunk):
+            tangents = torch.zeros(min(chunk, p - first), p, dtype=start.dtype, device=start.device)
+            tangents[torch.arange(len(tangents)), first + torch.arange(len(tangents))] = 1
+            try:
+                H[first : first + len(tangents)] += vmap(product)(tangents)
+            except torch.OutOfMemoryError:
+                raise  # a RuntimeError too, but not about the model
+            except (RuntimeError, NotImplementedError) as error:
+                raise SolveError(
+                    f"The Hessian of {type(problem.model).__name__} failed inside torch.func: {str(error).splitlines()[0]} "
+                    "Replace the layer it names, or leave its parameters out of `parameters`."
+                ) from error
+    return H / len(train)

@@ -1,0 +1,222 @@
+"""The result: a matrix of scores with what is needed to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import UsageError
+from .baselines import baseline_scores, chance
+from .examples import Examples
+from .ranking import Matrix, ScoreRows, neighbours, wilson
+from .solve import Inversion
+from .spectrum import Spectrum
+from .tables import Table
+
+MatchLabel = Literal["true", "predicted"]
+
+
+class Scores:
+    """score[t, i] = + g_t^T H^+ g_i of every query t and train example i.
+
+    Positive: i is helpful to t (a proponent); removing it raises the loss of t by about score / n. Nats per unit weight.
+
+    Args:
+        matrix: Scores [m, n], an array or a dataset on disk.
+        queries: What is known of the queries, [m].
+        train: What is known of the train set, [n].
+        spectrum: Facts of the curvature; None for a method without one.
+        meta: How the scores were made: curvature and settings, query label, unit, sign, versions, warnings.
+        on_train: The train set on itself, when it was asked for.
+        on_itself: The queries are the train set: self stays in the matrix and is left out of every ranking.
+    """
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        queries: Examples,
+        train: Examples,
+        *,
+        spectrum: Spectrum | None = None,
+        meta: Mapping[str, Any] | None = None,
+        on_train: Scores | None = None,
+        on_itself: bool = False,
+    ) -> None:
+        if tuple(matrix.shape) != (len(queries), len(train)):
+            raise UsageError(
+                f"A matrix {list(matrix.shape)} does not fit {len(queries)} queries and {len(train)} examples."
+            )
+        self.matrix = matrix
+        self.queries = queries
+        self.train = train
+        self.spectrum = spectrum
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.on_train = on_train
+        self.on_itself = on_itself
+
+    def __repr__(self) -> str:
+        name = self.meta.get("curvature", {}).get("name", "scores")
+        return f"Scores({len(self.queries)} queries x {len(self.train)} train examples, {name})"
+
+    def top(self, query: int, k: int = 5) -> Table:
+        """The train examples that help a query most.
+
+        Args:
+            query: Row of the query.
+            k: How many.
+
+        Returns:
+            rank (from 1), train_id, score, label; among equal scores the example that comes first in the train set leads.
+
+        Raises:
+            UsageError: There is no such row, or k is below 1.
+        """
+        return self._extremes(query, k, helpful=True)
+
+    def bottom(self, query: int, k: int = 5) -> Table:
+        """The train examples that harm a query most.
+
+        Args:
+            query: Row of the query.
+            k: How many.
+
+        Returns:
+            rank (from 1), train_id, score, label; lowest score first.
+
+        Raises:
+            UsageError: There is no such row, or k is below 1.
+        """
+        return self._extremes(query, k, helpful=False)
+
+    def class_match(self, k: int = 100, label: MatchLabel = "true") -> Table:
+        """How often neighbours have the class of their query, beside what simpler scores reach.
+
+        Args:
+            k: Ranks to report; cut to the number of train examples.
+            label: The class that counts for a query: its true or its predicted one. A neighbour's is always the true one.
+
+        Returns:
+            One row a rank: rank; rate, the share of queries whose neighbour of that rank matches (Figure 8 of Utrera et al.),
+            with its Wilson 95% interval low, high; cumulative, the mean share of matches among the first `rank`, with
+            cumulative_low, cumulative_high (conservative); chance, the level of a random order; and for every baseline B the
+            columns B, B_low, B_high, B_cumulative.
+
+        Raises:
+            UsageError: k is below 1.
+        """
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}.")
+        m = len(self.queries)
+        columns: dict[str, NDArray[Any]] = {}
+        for name, hits in self._matches(k, label).items():
+            rate = hits.mean(0)
+            low, high = wilson(rate, m)
+            ranks = np.arange(1, hits.shape[1] + 1)
+            cumulative = rate.cumsum() / ranks
+            if name == "influence":
+                c_low, c_high = wilson(cumulative, m)
+                columns |= {"rank": ranks, "rate": rate, "low": low, "high": high}
+                columns |= {"cumulative": cumulative, "cumulative_low": c_low, "cumulative_high": c_high}
+                columns["chance"] = np.full(len(ranks), self._chance(label))
+            else:
+                columns |= {name: rate, f"{name}_low": low, f"{name}_high": high, f"{name}_cumulative": cumulative}
+        return Table(columns, f"Share of queries whose neighbour has their {label} class")
+
+    def at_least(self, hits: int = 3, of: int = 5, label: MatchLabel = "true") -> Table:
+        """Share of queries with at least so many matching classes among their first neighbours.
+
+        Args:
+            hits: Matches wanted.
+            of: Neighbours looked at.
+            label: The class that counts for a query.
+
+        Returns:
+            One row a method, the influence scores first: method, rate, low, high (Wilson 95%).
+
+        Raises:
+            UsageError: `hits` is not between 1 and `of`.
+        """
+        if not 1 <= hits <= of:
+            raise UsageError(f"hits must lie between 1 and of, got {hits} of {of}.")
+        rates = {name: float((found.sum(1) >= hits).mean()) for name, found in self._matches(of, label).items()}
+        low, high = wilson(np.array(list(rates.values())), len(self.queries))
+        columns = {"method": np.array(list(rates)), "rate": np.array(list(rates.values())), "low": low, "high": high}
+        return Table(
+            columns, f"Share of queries with at least {hits} of their first {of} neighbours in their {label} class"
+        )
+
+    def self_influence(self) -> NDArray[Any]:
+        """How much each train example's own weight lowers its own loss.
+
+        Returns:
+            score[i, i] of every train example [n], nats per unit weight.
+
+        Raises:
+            UsageError: The train set was not scored on itself.
+        """
+        if self.on_itself:
+            n = len(self.train)
+            return np.array([self.matrix[i : i + 1][0, i] for i in range(n)])
+        if self.on_train is None:
+            raise UsageError("These scores hold no train-on-train matrix; call attribute(..., train_scores=True).")
+        return self.on_train.self_influence()
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores to an HDF5 store.
+
+        Args:
+            path: A file that does not exist yet.
+        """
+        from ..cache.store import save_scores  # the one arrow back: reading and writing belongs to cache/
+
+        save_scores(self, path)
+
+    def target(self) -> NDArray[np.int64]:
+        """The label that the loss of each query was taken at.
+
+        Returns:
+            True or predicted classes [m].
+        """
+        return self.queries.prediction if self.meta.get("query_label") == "predicted" else self.queries.label
+
+    def _extremes(self, query: int, k: int, *, helpful: bool) -> Table:
+        if not 0 <= query < len(self.queries):
+            raise UsageError(
+                f"Query {query} is out of range: there are {len(self.queries)} queries, 0 to {len(self.queries) - 1}."
+            )
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}.")
+        row = np.array(self.matrix[query : query + 1][0])
+        order = np.argsort(-row if helpful else row, kind="stable")
+        if self.on_itself:
+            order = order[order != query]
+        order = order[:k]
+        columns = {
+            "rank": np.arange(1, len(order) + 1),
+            "train_id": self.train.index[order],
+            "score": row[order],
+            "label": self.train.label[order],
+        }
+        return Table(columns, f"Most {'helpful' if helpful else 'harmful'} train examples for query {query}")
+
+    def _matches(self, k: int, label: MatchLabel) -> dict[str, NDArray[np.bool_]]:
+        """For the influence scores and every baseline: which of the first k neighbours match, [m, k]."""
+        wanted = self._wanted(label)
+        methods: dict[str, ScoreRows] = {"influence": lambda rows: self.matrix[rows]}
+        damping = self.spectrum.damping if self.spectrum is not None else 0.0
+        methods |= baseline_scores(self.queries, self.train, self.target(), Inversion(damping=damping))
+        m, n = len(self.queries), len(self.train)
+        found = {name: neighbours(rows, m, n, k, on_itself=self.on_itself) for name, rows in methods.items()}
+        return {name: self.train.label[order] == wanted[:, None] for name, order in found.items()}
+
+    def _wanted(self, label: MatchLabel) -> NDArray[np.int64]:
+        if label not in ("true", "predicted"):
+            raise UsageError(f"label must be 'true' or 'predicted', got {label!r}.")
+        return self.queries.label if label == "true" else self.queries.prediction
+
+    def _chance(self, label: MatchLabel) -> float:
+        return chance(self.queries, self.train, self._wanted(label), on_itself=self.on_itself)

@@ -1,0 +1,67 @@
+"""What a curvature looked like and what its inverse kept: the facts stored and shown with every set of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectrum:
+    """Facts of the analysed curvature, the mean over the train set, in nats per squared unit of parameter."""
+
+    size: int
+    """Number of eigenvalues: the dimension of the space the curvature was decomposed in."""
+    rank: int
+    """How many eigenvalues are inverted."""
+    cutoff: float
+    """An eigenvalue is inverted when its absolute value is above this."""
+    damping: float
+    """Added to every eigenvalue before it is inverted."""
+    lambda_max: float
+    """Largest eigenvalue, without the damping."""
+    lambda_min: float
+    """Smallest eigenvalue, without the damping; below zero only for an indefinite Hessian."""
+    smallest_kept: float
+    """Inverted eigenvalue of smallest absolute value, damping added; NaN when nothing is kept."""
+    condition: float
+    """Largest over smallest absolute inverted eigenvalue, damping added; NaN when nothing is kept."""
+    trace_kept: float
+    """Share of the sum of absolute eigenvalues that the inverted ones hold, between 0 and 1."""
+    negative: int
+    """Number of eigenvalues below minus the cutoff."""
+    negative_trace: float
+    """Share of the sum of absolute eigenvalues held by negative ones."""
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+    """What a cutoff or damping ten times smaller or larger would change: `top1_changed_at_0.1x` is the share of queries with
+    another first neighbour, `top5_changed_at_10x` the mean share of the first five that is replaced."""
+    eigenvalues: NDArray[np.float64] | None = None
+    """All eigenvalues, descending, without the damping."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts alone, ready for JSON.
+
+        Returns:
+            Every field but `eigenvalues`.
+        """
+        facts = asdict(replace(self, eigenvalues=None))
+        del facts["eigenvalues"]
+        facts["sensitivity"] = dict(self.sensitivity)
+        return facts
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any], eigenvalues: NDArray[np.float64] | None = None) -> Spectrum:
+        """The inverse of `to_dict`.
+
+        Args:
+            facts: What `to_dict` gave.
+            eigenvalues: All eigenvalues, descending, when they were kept.
+
+        Returns:
+            The same facts.
+        """
+        return cls(**{**facts, "eigenvalues": eigenvalues})
