@@ -112,7 +112,7 @@ class Scores:
             raise UsageError(f"k must be at least 1, got {k}.")
         m = len(self.queries)
         columns: dict[str, NDArray[Any]] = {}
-        for name, hits in self._matches(k, label).items():
+        for name, hits in self.matches(k, label).items():
             rate = hits.mean(0)
             low, high = wilson(rate, m)
             ranks = np.arange(1, hits.shape[1] + 1)
@@ -142,12 +142,32 @@ class Scores:
         """
         if not 1 <= hits <= of:
             raise UsageError(f"hits must lie between 1 and of, got {hits} of {of}.")
-        rates = {name: float((found.sum(1) >= hits).mean()) for name, found in self._matches(of, label).items()}
+        rates = {name: float((found.sum(1) >= hits).mean()) for name, found in self.matches(of, label).items()}
         low, high = wilson(np.array(list(rates.values())), len(self.queries))
         columns = {"method": np.array(list(rates)), "rate": np.array(list(rates.values())), "low": low, "high": high}
         return Table(
             columns, f"Share of queries with at least {hits} of their first {of} neighbours in their {label} class"
         )
+
+    def matches(self, k: int, label: MatchLabel = "true", *, baselines: bool = True) -> dict[str, NDArray[np.bool_]]:
+        """Which of the first neighbours of every query have its class: what both class-match measures are means of.
+
+        Args:
+            k: Neighbours of each query; cut to the number of train examples.
+            label: The class that counts for a query, as in `class_match`.
+            baselines: Also what simpler scores find; False saves the time where they are known already.
+
+        Returns:
+            By method, "influence" first: [m, k], nearest neighbour first.
+        """
+        wanted = self._wanted(label)
+        methods: dict[str, ScoreRows] = {"influence": lambda rows: self.matrix[rows]}
+        if baselines:
+            damping = self.spectrum.damping if self.spectrum is not None else 0.0
+            methods |= baseline_scores(self.queries, self.train, self.target(), Inversion(damping=damping))
+        m, n = len(self.queries), len(self.train)
+        found = {name: neighbours(rows, m, n, k, on_itself=self.on_itself) for name, rows in methods.items()}
+        return {name: self.train.label[order] == wanted[:, None] for name, order in found.items()}
 
     def self_influence(self) -> NDArray[Any]:
         """How much each train example's own weight lowers its own loss.
@@ -202,16 +222,6 @@ class Scores:
             "label": self.train.label[order],
         }
         return Table(columns, f"Most {'helpful' if helpful else 'harmful'} train examples for query {query}")
-
-    def _matches(self, k: int, label: MatchLabel) -> dict[str, NDArray[np.bool_]]:
-        """For the influence scores and every baseline: which of the first k neighbours match, [m, k]."""
-        wanted = self._wanted(label)
-        methods: dict[str, ScoreRows] = {"influence": lambda rows: self.matrix[rows]}
-        damping = self.spectrum.damping if self.spectrum is not None else 0.0
-        methods |= baseline_scores(self.queries, self.train, self.target(), Inversion(damping=damping))
-        m, n = len(self.queries), len(self.train)
-        found = {name: neighbours(rows, m, n, k, on_itself=self.on_itself) for name, rows in methods.items()}
-        return {name: self.train.label[order] == wanted[:, None] for name, order in found.items()}
 
     def _wanted(self, label: MatchLabel) -> NDArray[np.int64]:
         if label not in ("true", "predicted"):
