@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ class GradientDot:
 
     Its unit is squared nats per squared unit of parameter; as a cosine it has none.
     """
+
+    unit: ClassVar[str] = "squared nats per squared unit of parameter"
 
     cosine: bool = False
     """Divide by the lengths of the two gradients; an example whose gradient is zero scores zero."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,8 @@ class LinearHead:
     and every phi~_i lies in the row space of the features, so the pseudo-inverse (and a uniformly damped inverse) is taken
     exactly in a space of (C-1) k dimensions, k the rank of the features. float64 throughout.
     """
+
+    unit: ClassVar[str] = "nats per unit weight"
 
     damping: float = 0.0
     """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,8 @@ class Hessian:
     indefinite; the spectrum reports its negative part. The sum of batch means that the code of Utrera et al. inverts is n / b
     times this H for batches of b: `Hessian(absolute=1e-20 * b / n)` and scores times b / n give their numbers.
     """
+
+    unit: ClassVar[str] = "nats per unit weight"
 
     damping: float = 0.0
     """Added to every eigenvalue; must lift the smallest above zero."""

@@ -46,11 +46,11 @@ def neighbours(scores: ScoreRows, m: int, n: int, k: int, *, on_itself: bool) ->
         block = np.array(scores(rows))
         if on_itself:
             block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = -np.inf
-        out[rows] = _largest(block, k)
+        out[rows] = largest_columns(block, k)
     return out
 
 
-def _largest(block: NDArray[Any], k: int) -> NDArray[np.int64]:
+def largest_columns(block: NDArray[Any], k: int) -> NDArray[np.int64]:
     """Columns of the k largest entries of every row, in stable descending order."""
     if 4 * k >= block.shape[1]:
         return np.argsort(-block, axis=1, kind="stable")[:, :k]

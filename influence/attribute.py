@@ -1,0 +1,362 @@
+"""From a model and two sets of examples to tiles of scores: prepare once, fit every variant, write tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .. import UsageError
+from .check import check_batch_independence
+from .curvature import Curvature
+from .errors import SolveError
+from .examples import Examples, Progress, Reader, Source
+from .problem import Loss, Problem, make_problem
+from .ranking import largest_columns
+from .side import QueryLabel, Side, examine
+from .spectrum import Spectrum
+from .stationarity import stationarity
+
+SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
+ROW_BYTES = 2**30  # of solved queries in flight
+COLUMN_BYTES = 2**28  # of train gradients in flight
+SAMPLE = 128  # queries whose neighbours are compared at other dampings
+
+
+class Sink(Protocol):
+    """Where tiles go: arrays in memory, or a store."""
+
+    def done(self, side: str, row_block: int, column_block: int) -> bool:
+        """Whether a tile is there already.
+
+        Args:
+            side: "queries" or "train".
+            row_block: Position of the tile down the grid.
+            column_block: Position across.
+        """
+
+    def write(self, side: str, rows: slice, columns: slice, tile: NDArray[Any], block: tuple[int, int]) -> None:
+        """Take a tile.
+
+        Args:
+            side: "queries" or "train".
+            rows: Its queries.
+            columns: Its train examples.
+            tile: Scores [rows, columns].
+            block: Its position on the grid.
+        """
+
+
+class ArraySink:
+    """Tiles into arrays in memory.
+
+    Args:
+        shapes: Shape of the matrix of every side that will be written.
+        dtype: "float32" or "float64".
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], dtype: str) -> None:
+        self.matrices = {side: np.full(shape, np.nan, dtype=dtype) for side, shape in shapes.items()}
+
+    def done(self, side: str, row_block: int, column_block: int) -> bool:
+        """Nothing is there before it is written.
+
+        Args:
+            side: "queries" or "train".
+            row_block: Position of the tile down the grid.
+            column_block: Position across.
+
+        Returns:
+            False.
+        """
+        return False
+
+    def write(self, side: str, rows: slice, columns: slice, tile: NDArray[Any], block: tuple[int, int]) -> None:
+        """Put a tile in its place.
+
+        Args:
+            side: "queries" or "train".
+            rows: Its queries.
+            columns: Its train examples.
+            tile: Scores [rows, columns].
+            block: Its position on the grid; not needed here.
+        """
+        self.matrices[side][rows, columns] = tile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """Both sides examined; everything that does not depend on the curvature."""
+
+    problem: Problem
+    train: Side
+    queries: Side | None
+    """None: the train set is scored on itself alone."""
+    facts: dict[str, Any]
+    """What to state beside any score: parameters analysed, stationarity, warnings."""
+
+    def side(self, name: str, query_label: QueryLabel) -> Side:
+        """A side with its losses taken at the wanted label.
+
+        Args:
+            name: "queries" or "train".
+            query_label: "true" or "predicted".
+
+        Returns:
+            The side as the rows of a matrix.
+        """
+        side = self.queries if name == "queries" and self.queries is not None else self.train
+        if query_label == "true":
+            return side
+        prediction = side.logits.argmax(1)
+        residual = self.problem.output_losses(side.logits, prediction)[1]
+        return replace(side, target=prediction, residual=residual)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One way to score: a curvature and the label at which the loss of a query is taken."""
+
+    curvature: Curvature[Any]
+    query_label: QueryLabel = "true"
+    train_scores: bool = False
+    """Score the train set on itself too."""
+    name: str = ""
+    """Empty for the main scores of a run."""
+
+    def __post_init__(self) -> None:
+        if self.query_label not in ("true", "predicted"):
+            raise UsageError(f"query_label must be 'true' or 'predicted', got {self.query_label!r}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A variant with its factored curvature."""
+
+    variant: Variant
+    state: Any
+    spectrum: Spectrum | None
+
+    def meta(self, prepared: Prepared) -> dict[str, Any]:
+        """How these scores were made, ready for JSON.
+
+        Args:
+            prepared: What they were made of.
+
+        Returns:
+            Curvature, label, unit, sign and the facts of the run.
+        """
+        return {
+            "curvature": self.variant.curvature.settings(),
+            "query_label": self.variant.query_label,
+            "unit": self.variant.curvature.unit,
+            "sign": SIGN,
+            **prepared.facts,
+        }
+
+
+def prepare(
+    model: nn.Module,
+    train: Source,
+    queries: Source | None,
+    *,
+    parameters: Sequence[str],
+    head: str | None,
+    loss: Loss | None,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    batch_size: int,
+    weight_decay: float | None,
+    train_index: Sequence[int] | None = None,
+    query_index: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Read the model, check that single examples mean something to it, and run it once over both sides.
+
+    Args:
+        model: Any module from inputs [b, ...] to logits [b, C], in eval mode (`evaluating`).
+        train: The train set.
+        queries: The queries; None for the train set on itself.
+        parameters: Names of the analysed parameters.
+        head: Name of the last linear layer, when there is one.
+        loss: None for cross-entropy, else a function of (logits, labels) that gives each example's loss.
+        dtype: Type to compute in; None: the model's.
+        device: Where to compute.
+        batch_size: Examples in a forward pass.
+        weight_decay: L2 penalty of the training run, when known, for the report on stationarity.
+        train_index: Ids of the train examples; None: their positions.
+        query_index: Ids of the queries; None: their positions.
+        progress: Told after each block.
+
+    Returns:
+        Both sides, examined.
+
+    Raises:
+        UsageError: The batch size is below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+    problem = make_problem(model, parameters, head=head, loss=loss, dtype=dtype, device=device)
+    reader = Reader(train, "train")
+    check_batch_independence(problem, reader)
+    side = examine(problem, reader, index=train_index, batch_size=batch_size, progress=progress)
+    others = None
+    if queries is not None:
+        others = examine(
+            problem, Reader(queries, "queries"), index=query_index, batch_size=batch_size, progress=progress
+        )
+    facts = {
+        "parameters": list(parameters),
+        "p": problem.p,
+        "num_classes": side.num_classes,
+        "n": len(side),
+        "weight_decay": weight_decay,
+        **stationarity(side, weight_decay),
+    }
+    return Prepared(problem, side, others, facts)
+
+
+def fit(prepared: Prepared, variant: Variant, progress: Progress | None = None) -> Fitted:
+    """Form and factor the curvature of one variant, and see how much its damping or cutoff matters.
+
+    Args:
+        prepared: Both sides.
+        variant: What to score with.
+        progress: Told before and after.
+
+    Returns:
+        The fit with the facts of its spectrum.
+    """
+    if progress is not None:
+        progress("curvature", 0, 1)
+    curvature = variant.curvature
+    state = curvature.fit(prepared.train)
+    spectrum = curvature.spectrum(state)
+    if spectrum is not None:
+        spectrum = replace(spectrum, sensitivity=_sensitivity(prepared, variant, state))
+    if progress is not None:
+        progress("curvature", 1, 1)
+    return Fitted(variant, state, spectrum)
+
+
+def sides(prepared: Prepared, variant: Variant) -> dict[str, tuple[int, int]]:
+    """The matrices that a variant will fill.
+
+    Args:
+        prepared: Both sides.
+        variant: What to score with.
+
+    Returns:
+        Shape by side.
+    """
+    n = len(prepared.train)
+    shapes = {} if prepared.queries is None else {"queries": (len(prepared.queries), n)}
+    if variant.train_scores or prepared.queries is None:
+        shapes["train"] = (n, n)
+    return shapes
+
+
+def tile_shape(prepared: Prepared) -> tuple[int, int]:
+    """Rows and columns of a tile: whole chunks of the store, within a budget of memory.
+
+    Args:
+        prepared: Both sides.
+
+    Returns:
+        Rows, a multiple of 128 up to 2,048; columns, a multiple of 512 up to 4,096.
+    """
+    row = 8 * prepared.problem.p
+    rows = 128 * max(1, min(16, ROW_BYTES // (128 * row)))
+    columns = 512 * max(1, min(8, COLUMN_BYTES // (512 * row)))
+    return rows, columns
+
+
+def write_scores(prepared: Prepared, fitted: Fitted, sink: Sink, progress: Progress | None = None) -> None:
+    """Compute every tile that is not there yet.
+
+    Args:
+        prepared: Both sides.
+        fitted: The variant.
+        sink: Where tiles go.
+        progress: Told after each tile; tiles found finished count.
+
+    Raises:
+        SolveError: A score is NaN or infinite; nothing of that tile is written.
+    """
+    grid = tile_shape(prepared)
+    for side_name, shape in sides(prepared, fitted.variant).items():
+        rows_of = prepared.side(side_name, fitted.variant.query_label)
+        stage = f"score {side_name}" + (f" ({fitted.variant.name})" if fitted.variant.name else "")
+        total = -(-shape[0] // grid[0]) * -(-shape[1] // grid[1])
+        done = 0
+        for i, rows in enumerate(_blocks(shape[0], grid[0])):
+            solved = None
+            for j, columns in enumerate(_blocks(shape[1], grid[1])):
+                if not sink.done(side_name, i, j):
+                    if solved is None:
+                        solved = fitted.variant.curvature.solve(fitted.state, rows_of, rows)
+                    tile = fitted.variant.curvature.scores(fitted.state, solved, prepared.train, columns)
+                    if not bool(torch.isfinite(tile).all()):
+                        raise SolveError(
+                            f"A score of {side_name} {rows.start} to {rows.stop} is NaN or infinite; raise the damping or cutoff."
+                        )
+                    sink.write(side_name, rows, columns, tile.cpu().numpy(), (i, j))
+                done += 1
+                if progress is not None:
+                    progress(stage, done, total)
+
+
+def examples(prepared: Prepared) -> tuple[Examples | None, Examples]:
+    """What is kept of both sides.
+
+    Args:
+        prepared: Both sides.
+
+    Returns:
+        Queries (None for the train set on itself) and train set.
+    """
+    return None if prepared.queries is None else prepared.queries.examples, prepared.train.examples
+
+
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, float]:
+    """How many first and first five neighbours of a sample of queries move at other dampings or cutoffs."""
+    others = variant.curvature.neighbours(state)
+    on_itself = prepared.queries is None
+    side = prepared.side("queries", variant.query_label)
+    # a few short runs of rows, evenly spread: a data set sorted by class must not be judged by its first class
+    starts = np.unique(np.linspace(0, max(len(side) - 16, 0), SAMPLE // 16).astype(int))
+    blocks = [slice(int(s), min(int(s) + 16, len(side))) for s in starts]
+    k = min(5, len(prepared.train) - on_itself)
+    if k < 1:
+        return {}
+
+    def first(state: Any) -> NDArray[np.int64]:
+        found = []
+        for rows in blocks:
+            tile = variant.curvature.scores(
+                state, variant.curvature.solve(state, side, rows), prepared.train, slice(0, len(prepared.train))
+            )
+            scores = tile.cpu().numpy()
+            if on_itself:
+                scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
+            found.append(largest_columns(scores, k))
+        return np.concatenate(found)
+
+    base = first(state)
+    out: dict[str, float] = {}
+    for name, other in others.items():
+        there = first(other)
+        kept = (base[:, :, None] == there[:, None, :]).any(2)
+        out[f"top1_changed_at_{name}"] = float((base[:, 0] != there[:, 0]).mean())
+        out[f"top5_changed_at_{name}"] = float(1 - kept.mean())
+    return out
