@@ -1,4 +1,4 @@
-"""What can go wrong with the files a user brings."""
+"""What can go wrong with the files a user brings, and with training on them."""
 
 from .. import UpweightError
 
@@ -9,3 +9,11 @@ class CheckpointError(UpweightError):
 
 class DataError(UpweightError):
     """A data set is missing, empty, or holds something that cannot be trained on."""
+
+
+class RunMismatch(UpweightError):
+    """A run folder holds results that were made under other settings."""
+
+
+class TrainingError(UpweightError):
+    """A fit diverged: its loss is no longer a finite number."""

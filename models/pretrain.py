@@ -1,0 +1,198 @@
+"""Making a source network from scratch: naturally, or against PGD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD
+
+from .accuracy import natural_accuracy, robust_accuracy
+from .attacks import attacked
+from .checkpoints import file_hash, save_model, write_json
+from .data import TargetData, load_data
+from .device import generator, reproducible, resolve_device, seeded
+from .images import ImageSet
+from .settings import DataSettings, PretrainSettings
+from .training import FitPlan, FitState, Progress, batch_order, fit, settings_digest
+from .versions import versions
+from .zoo import Classifier, build, default_input_shape
+
+
+def pixel_statistics(images: ImageSet, batch_size: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for the normaliser.
+
+    Args:
+        images: Where they are taken over.
+        batch_size: Images read at once.
+
+    Returns:
+        The means and the deviations, per channel, rounded to four digits.
+    """
+    total = squares = torch.zeros(images.input_shape[0], dtype=torch.float64)
+    for start in range(0, len(images), batch_size):
+        x = images.images(slice(start, start + batch_size)).double()
+        total = total + x.sum((0, 2, 3))
+        squares = squares + (x * x).sum((0, 2, 3))
+    count = len(images) * math.prod(images.input_shape[1:])
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(1e-8).sqrt()
+    return tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
+
+
+def augment(x: Float[Tensor, "b c h w"], settings: PretrainSettings, draw: torch.Generator) -> Float[Tensor, "b c h w"]:
+    """Shift each image by its own whole number of pixels, and mirror half of them, as the settings ask.
+
+    Args:
+        x: Images.
+        settings: How far, and whether to mirror.
+        draw: Decides both; on the CPU.
+
+    Returns:
+        As many images of the same size.
+    """
+    b, _, h, w = x.shape
+    if settings.shift:
+        reach = settings.shift
+        padded = functional.pad(x, (reach, reach, reach, reach))
+        down, right = torch.randint(2 * reach + 1, (2, b, 1), generator=draw).to(x.device)
+        rows = (torch.arange(h, device=x.device) + down)[:, None, :, None]
+        columns = (torch.arange(w, device=x.device) + right)[:, None, None, :]
+        batch = torch.arange(b, device=x.device)[:, None, None, None]
+        channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+        x = padded[batch, channel, rows, columns]
+    if settings.flip:
+        mirror = (torch.rand(b, generator=draw) < 0.5).to(x.device)
+        x = torch.where(mirror[:, None, None, None], x.flip(3), x)
+    return x
+
+
+def learning_rate(settings: PretrainSettings, progress: float) -> float:
+    """Linear warm-up, then half a cosine down to zero.
+
+    Args:
+        settings: Highest rate and length of the warm-up.
+        progress: Part of the training that is over, 0 to 1.
+
+    Returns:
+        The rate of the next step.
+    """
+    if progress < settings.warm_up:
+        return settings.learning_rate * (0.05 + 0.95 * progress / settings.warm_up)
+    rest = (progress - settings.warm_up) / (1 - settings.warm_up)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def _batches(
+    model: nn.Module, images: ImageSet, settings: PretrainSettings, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    draw = generator("augmentation", settings.seed, epoch)
+    attack_draw = generator("attack", settings.seed, epoch, device=device)
+    for rows in batch_order(len(images), settings.batch_size, settings.seed, epoch):
+        x = augment(images.images(rows).to(device), settings, draw)
+        x = x.to(memory_format=torch.channels_last)
+        y = images.labels[rows].to(device)
+        yield attacked(model, x, y, settings.attack, attack_draw) if settings.adversarial else x, y
+
+
+def pretrain(settings: PretrainSettings, out: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train a source network and write it with the settings that made it.
+
+    `out` receives the weights, and a JSON file beside it the settings, accuracies and the hash of the weights. After
+    each epoch all that is needed to go on lies in `out`.partial, so that the same call resumes.
+
+    Args:
+        settings: The recipe.
+        out: The safetensors file to write; replaced when it is there.
+        progress: Called with the stage, the units done and their number.
+
+    Returns:
+        What the JSON file holds.
+    """
+    out = Path(out)
+    device = resolve_device(settings.device)
+    data = load_data(
+        DataSettings(data=settings.data, root=settings.root, download=settings.download),
+        default_input_shape(settings.architecture),
+    )
+    images = data.train if settings.limit is None else data.train.subset(slice(0, settings.limit))
+    mean, std = pixel_statistics(images)
+    with seeded("initial weights", settings.seed):
+        model = build(settings.architecture, num_classes=len(data.class_names), mean=mean, std=std)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with reproducible():
+        state = _fit(model, images, settings, device, out.with_name(f"{out.name}.partial"), data.fingerprint, progress)
+        accuracy = _accuracies(model, data, settings, device, progress)
+    record = _record(settings, data, len(images), state, accuracy)
+    save_model(out, model.cpu().to(memory_format=torch.contiguous_format), record)
+    record["sha256"] = file_hash(out)
+    write_json(out.with_suffix(".json"), record)
+    out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
+    return record
+
+
+def _fit(
+    model: Classifier,
+    images: ImageSet,
+    settings: PretrainSettings,
+    device: torch.device,
+    partial: Path,
+    fingerprint: str,
+    progress: Progress | None,
+) -> FitState:
+    optimizer = SGD(model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
+    steps = math.ceil(len(images) / settings.batch_size)
+    plan = FitPlan(
+        stage="pretrain",
+        epochs=settings.epochs,
+        seed=settings.seed,
+        rate=lambda epoch, step: learning_rate(settings, (epoch - 1 + step / steps) / settings.epochs),
+        partial=partial,
+        digest=settings_digest(asdict(settings) | {"fingerprint": fingerprint}),
+    )
+    return fit(model, optimizer, lambda epoch: _batches(model, images, settings, epoch, device), plan, progress)
+
+
+def _accuracies(
+    model: Classifier, data: TargetData, settings: PretrainSettings, device: torch.device, progress: Progress | None
+) -> dict[str, Any]:
+    attack = settings.evaluation_attack
+    asked = data.test if settings.eval_images is None else data.test.subset(slice(0, settings.eval_images))
+    return {
+        "natural": natural_accuracy(model, data.test, device),
+        "natural_images": len(data.test),
+        "pgd": robust_accuracy(model, asked, attack, settings.seed, device, progress),
+        "pgd_images": len(asked),
+        "pgd_steps": attack.steps,
+        "pgd_step_size": attack.stride,
+        "pgd_norm": attack.norm,
+        "pgd_eps": attack.eps,
+    }
+
+
+def _record(
+    settings: PretrainSettings, data: TargetData, trained_on: int, state: FitState, accuracy: dict[str, Any]
+) -> dict[str, Any]:
+    recipe = {name: value for name, value in asdict(settings).items() if name not in {"root", "download"}}
+    return {
+        "format": "upweight-source",
+        "version": 1,
+        "settings": recipe,
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "train_images": trained_on,
+            "class_names": list(data.class_names),
+        },
+        "accuracy": accuracy,
+        "history": state.history,
+        "seconds": round(state.seconds, 1),
+        "versions": versions(),
+    }

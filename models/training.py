@@ -1,0 +1,197 @@
+"""The loop that every fit here shares: stochastic gradient descent over epochs, saved after each, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD
+
+from .checkpoints import read_tensors, write_tensors
+from .device import generator, seeded
+from .errors import CheckpointError, TrainingError
+
+Progress = Callable[[str, int, int], None]
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+"""An epoch, counted from 1, to its batches of inputs and labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """What `fit` is asked to do."""
+
+    stage: str
+    """What progress is reported as."""
+    epochs: int
+    seed: int
+    """Seeds dropout, anew for each epoch."""
+    rate: Callable[[int, int], float]
+    """Epoch, counted from 1, and batch, counted from 0, to the learning rate."""
+    partial: Path
+    """Where the state is kept after each epoch."""
+    digest: str
+    """Of all that decides the result; a state of another fit is not resumed."""
+    measure: Callable[[int], Mapping[str, float]] | None = None
+    """Epoch to further numbers for the history."""
+
+
+@dataclass(slots=True)
+class FitState:
+    """How far a fit has come."""
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def batch_order(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " b"]]:
+    """The rows of each batch of one epoch; they depend on the seed and the epoch alone, so that a fit can resume.
+
+    Args:
+        n: Number of examples.
+        batch_size: Rows in a batch; the last one may have fewer.
+        seed: Seed of the run.
+        epoch: Counted from 1.
+
+    Yields:
+        Rows, int64, on the CPU.
+    """
+    order = torch.randperm(n, generator=generator("batch order", seed, epoch))
+    for start in range(0, n, batch_size):
+        yield order[start : start + batch_size]
+
+
+def run_epoch(
+    module: nn.Module, optimizer: SGD, batches: Iterable[tuple[Tensor, Tensor]], rate: Callable[[int], float]
+) -> float:
+    """One pass of stochastic gradient descent on the cross-entropy.
+
+    Args:
+        module: What is trained, in the mode it should have.
+        optimizer: Holds its parameters.
+        batches: Inputs and labels.
+        rate: Number of the batch, from 0, to its learning rate.
+
+    Returns:
+        Mean loss over the examples as they were met, in nats.
+
+    Raises:
+        TrainingError: The loss is not a finite number.
+    """
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for step, (x, y) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total = total.to(loss.device) + loss.detach() * len(y)
+        count += len(y)
+    mean = float(total) / count
+    if not math.isfinite(mean):
+        raise TrainingError(f"The fit diverged: its loss became {mean}; lower the learning rate.")
+    return mean
+
+
+def fit(
+    module: nn.Module, optimizer: SGD, batches: Batches, plan: FitPlan, progress: Progress | None = None
+) -> FitState:
+    """Train for some epochs in training mode, from where an earlier call was stopped.
+
+    Args:
+        module: What is trained, on its device.
+        optimizer: Holds its parameters, in one group.
+        batches: What is met in each epoch; a function of the epoch alone.
+        plan: How.
+        progress: Told after each epoch.
+
+    Returns:
+        The epochs' history.
+    """
+    device = next(module.parameters()).device
+    state = load_partial(plan.partial, module, optimizer, plan.digest)
+    for epoch in range(state.epoch + 1, plan.epochs + 1):
+        started = time.monotonic()
+        module.train()
+        with seeded("dropout", plan.seed, epoch, device=device):
+            loss = run_epoch(module, optimizer, batches(epoch), partial(plan.rate, epoch))
+        entry = {"epoch": epoch, "loss": loss}
+        if plan.measure is not None:
+            entry |= plan.measure(epoch)
+        state.epoch = epoch
+        state.seconds += time.monotonic() - started
+        state.history.append(entry)
+        save_partial(plan.partial, module, optimizer, state, plan.digest)
+        if progress:
+            progress(plan.stage, epoch, plan.epochs)
+    return state
+
+
+def save_partial(path: Path, module: nn.Module, optimizer: SGD, state: FitState, digest: str) -> None:
+    """Keep all that is needed to go on after this epoch.
+
+    Args:
+        path: The safetensors file to replace.
+        module: What is trained.
+        optimizer: With its momentum buffers.
+        state: How far the fit has come.
+        digest: Of the settings; a file with another one is not resumed.
+    """
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            tensors[f"momentum.{position}"] = buffer
+    header = {"format": "upweight-partial-fit", "digest": digest, "epoch": str(state.epoch)}
+    header |= {"history": json.dumps(state.history), "seconds": str(state.seconds)}
+    write_tensors(path, tensors, header, durable=False)
+
+
+def load_partial(path: Path, module: nn.Module, optimizer: SGD, digest: str) -> FitState:
+    """Go on from a file that `save_partial` wrote; begin anew when there is none for these settings.
+
+    Args:
+        path: The file.
+        module: Receives the weights.
+        optimizer: Receives the momentum buffers.
+        digest: Of the settings of this fit.
+
+    Returns:
+        How far that fit had come.
+    """
+    if not path.is_file():
+        return FitState()
+    try:
+        tensors, header = read_tensors(path)
+    except CheckpointError:
+        return FitState()  # nothing is lost but time: the fit is a function of its settings
+    if header.get("digest") != digest:
+        return FitState()
+    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if (buffer := tensors.get(f"momentum.{position}")) is not None:
+            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+    return FitState(int(header["epoch"]), json.loads(header["history"]), float(header["seconds"]))
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """A short name for settings: equal ones have equal digests.
+
+    Args:
+        settings: Plain JSON values.
+
+    Returns:
+        A sha256 in hexadecimal.
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,226 @@
+"""One notion of "the last k blocks" for every network: a chain of modules, cut in two.
+
+A chain lists the modules of a network in the order of its forward pass, so that their composition is that pass. The
+last k residual blocks are the chain from the k-th last block on; 0 is the head alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from .. import UsageError
+from .zoo import Classifier, SmallResNet
+
+Chain = list[tuple[str, nn.Module]]
+
+
+class Split(NamedTuple):
+    """A network cut in two; both parts share its modules."""
+
+    frozen: nn.Sequential
+    trained: nn.Sequential
+    parameters: tuple[str, ...]
+    """Names, within the whole model, of the parameters of the trained part."""
+
+
+def chain(model: nn.Module) -> Chain:
+    """The modules of a network in order; composed, they are its forward pass.
+
+    Args:
+        model: A network of the zoo, a torchvision ResNet or MobileNetV2, or one of these behind a normaliser.
+
+    Returns:
+        Names within the model, and modules. A step that is no module of the network (flattening) is a fresh one
+        without parameters.
+
+    Raises:
+        UsageError: The order of this network's modules is not known.
+    """
+    links = _known_chain(model)
+    if links is None:
+        raise UsageError(
+            f"The blocks of a {type(model).__name__} are not known; use a network of the zoo, a torchvision ResNet or "
+            "MobileNetV2, or name the parameters."
+        )
+    return links
+
+
+def _known_chain(model: nn.Module) -> Chain | None:
+    if isinstance(model, Classifier):
+        inner = _known_chain(model.net)
+        return None if inner is None else [("normalizer", model.normalizer), *((f"net.{k}", m) for k, m in inner)]
+    if isinstance(model, SmallResNet):
+        stages = (("stage1", model.stage1), ("stage2", model.stage2), ("stage3", model.stage3))
+        blocks = [(f"{name}.{i}", block) for name, stage in stages for i, block in stage.named_children()]
+        return [("stem", model.stem), *blocks, ("pool", model.pool), ("head", model.head)]
+    from torchvision.models import MobileNetV2, ResNet
+
+    if isinstance(model, ResNet):
+        return _resnet_chain(model)
+    if isinstance(model, MobileNetV2):
+        features = [(f"features.{i}", m) for i, m in model.features.named_children()]
+        pool = ("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)))
+        return [*features, pool, *((f"classifier.{i}", m) for i, m in model.classifier.named_children())]
+    return None
+
+
+def _resnet_chain(model: nn.Module) -> Chain:
+    stem = [(name, model.get_submodule(name)) for name in ("conv1", "bn1", "relu", "maxpool")]
+    stages = [(f"layer{s}", model.get_submodule(f"layer{s}")) for s in (1, 2, 3, 4)]
+    blocks = [(f"{name}.{i}", block) for name, stage in stages for i, block in stage.named_children()]
+    pool = ("avgpool", model.get_submodule("avgpool"))
+    head = (
+        [(f"fc.{i}", m) for i, m in fc.named_children()]
+        if isinstance(fc := model.get_submodule("fc"), nn.Sequential)
+        else [("fc", fc)]
+    )
+    return [*stem, *blocks, pool, ("flatten", nn.Flatten(1)), *head]
+
+
+def _is_block(name: str, module: nn.Module) -> bool:
+    kinds = {"BasicBlock", "Bottleneck", "InvertedResidual"}
+    return any(kind.__name__ in kinds for kind in type(module).__mro__)
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Names of the residual blocks, first to last.
+
+    MobileNetV2's last 1x1 convolution follows its last block and is trained with it.
+
+    Args:
+        model: A network that `chain` knows, or one with an attribute `upweight_blocks` that lists module names.
+
+    Returns:
+        Names within the model.
+
+    Raises:
+        UsageError: Neither holds, or a name of `upweight_blocks` is no module.
+    """
+    own = getattr(model, "upweight_blocks", None)
+    if own is None:
+        return [name for name, module in chain(model) if _is_block(name, module)]
+    modules = dict(model.named_modules())
+    for name in own:
+        if name not in modules:
+            raise UsageError(f"upweight_blocks of {type(model).__name__} names {name!r}, which is no module of it.")
+    return list(own)
+
+
+def head_name(model: nn.Module) -> str:
+    """Name of the head: the last linear layer in order of registration.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Its name within the model; empty when the model is that layer itself.
+
+    Raises:
+        UsageError: There is no linear layer.
+    """
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise UsageError(
+            f"{type(model).__name__} has no linear layer to take as its head; name the parameters to analyse."
+        )
+    return names[-1]
+
+
+def split(model: nn.Module, k: int) -> Split:
+    """Cut a network before its k-th last block; with k = 0, before its head.
+
+    Args:
+        model: A network that `chain` knows.
+        k: Blocks in the trained part, besides the head.
+
+    Returns:
+        Both parts as modules, and the names of the trained parameters.
+
+    Raises:
+        UsageError: k is negative or beyond the blocks.
+    """
+    links = chain(model)
+    cut = _cut(model, links, k)
+    frozen, trained = (nn.Sequential(*(m for _, m in part)) for part in (links[:cut], links[cut:]))
+    return Split(frozen, trained, _names_of(model, [m for _, m in links[cut:]]))
+
+
+def _check_k(k: int, blocks: int) -> None:
+    if not 0 <= k <= blocks:
+        raise UsageError(
+            f"k is {k}, but this network has {blocks} residual blocks; choose 0 (the head alone) to {blocks}."
+        )
+
+
+def _cut(model: nn.Module, links: Chain, k: int) -> int:
+    blocks = [position for position, link in enumerate(links) if _is_block(*link)]
+    _check_k(k, len(blocks))
+    if k:
+        return blocks[-k]
+    # the head begins after the flattening, which has no parameters and always precedes it
+    flat = [i for i, (_, m) in enumerate(links) if any(isinstance(inner, nn.Flatten) for inner in m.modules())]
+    return flat[-1] + 1
+
+
+def _names_of(model: nn.Module, modules: Sequence[nn.Module]) -> tuple[str, ...]:
+    """Names within the model of the parameters of some of its modules, in the model's order, tied ones once."""
+    wanted = {id(parameter) for module in modules for parameter in module.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in wanted)
+
+
+def resolve_parameters(model: nn.Module, spec: str | Sequence[str]) -> tuple[str, ...]:
+    """The parameters that words like "head" or "blocks:3" mean in this model.
+
+    Args:
+        model: Any module; "blocks:k" needs one that `block_names` knows.
+        spec: "head", "blocks:k" (the last k blocks and the head), "all", or names of parameters or modules.
+
+    Returns:
+        Names in `model.named_parameters()`, in its order, each once.
+
+    Raises:
+        UsageError: A name or word is unknown, k is beyond the blocks, or nothing is left to analyse.
+    """
+    if spec == "all":
+        names = tuple(name for name, _ in model.named_parameters())
+    elif spec == "head":
+        names = _names_of(model, [model.get_submodule(head_name(model))])
+    elif isinstance(spec, str) and spec.startswith("blocks:"):
+        names = _block_parameters(model, spec)
+    else:
+        names = _named(model, [spec] if isinstance(spec, str) else list(spec))
+    if not names:
+        raise UsageError(f"parameters={spec!r} holds no parameter of {type(model).__name__}; choose others.")
+    return names
+
+
+def _block_parameters(model: nn.Module, spec: str) -> tuple[str, ...]:
+    word = spec.removeprefix("blocks:")
+    if not word.isdecimal():
+        raise UsageError(f"parameters={spec!r} should end in a number of blocks, as in 'blocks:3'.")
+    k = int(word)
+    if getattr(model, "upweight_blocks", None) is None:
+        return split(model, k).parameters
+    blocks = block_names(model)
+    _check_k(k, len(blocks))
+    return _names_of(model, [model.get_submodule(name) for name in [*blocks[len(blocks) - k :], head_name(model)]])
+
+
+def _named(model: nn.Module, names: list[str]) -> tuple[str, ...]:
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    wanted: set[int] = set()
+    for name in names:
+        if name in parameters:
+            wanted.add(id(parameters[name]))
+        elif name in modules:
+            wanted.update(id(parameter) for parameter in modules[name].parameters())
+        else:
+            raise UsageError(
+                f"{type(model).__name__} has no parameter or module {name!r}; "
+                f"its top-level modules are {', '.join(dict(model.named_children())) or 'none'}."
+            )
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in wanted)

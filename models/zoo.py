@@ -1,0 +1,192 @@
+"""Networks by name; each takes pixels in [0, 1] and carries its own normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import UsageError
+
+_TORCHVISION = ("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2")
+ARCHITECTURES: tuple[str, ...] = ("small_resnet", *_TORCHVISION)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """All that is needed to build a network before its weights are read."""
+
+    architecture: str
+    input_shape: tuple[int, int, int]
+    """Channels, height, width of one image."""
+    num_classes: int
+    mean: tuple[float, ...]
+    """Per channel, subtracted from pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel, divided by after that."""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise UsageError(
+                f"There is no architecture {self.architecture!r}; choose one of {', '.join(ARCHITECTURES)}."
+            )
+        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+            raise UsageError(f"input_shape is {self.input_shape}; give channels, height and width, each at least 1.")
+        channels = self.input_shape[0]
+        if not len(self.mean) == len(self.std) == channels:
+            raise UsageError(
+                f"The normaliser has {len(self.mean)} means and {len(self.std)} deviations for {channels} channels; "
+                "give one of each per channel."
+            )
+        if not all(s > 0 for s in self.std):
+            raise UsageError(f"The normaliser's std is {self.std}; every deviation must be above 0.")
+        if self.num_classes < 2:
+            raise UsageError(f"num_classes is {self.num_classes}; a classifier needs at least 2.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """The spec that `to_dict` wrote."""
+        return cls(
+            architecture=str(values["architecture"]),
+            input_shape=(int(values["input_shape"][0]), int(values["input_shape"][1]), int(values["input_shape"][2])),
+            num_classes=int(values["num_classes"]),
+            mean=tuple(float(v) for v in values["mean"]),
+            std=tuple(float(v) for v in values["std"]),
+        )
+
+
+class Normalizer(nn.Module):
+    """(x - mean) / std per channel, with both kept as buffers."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise a batch of images."""
+        return (x - self.mean) / self.std
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, batch-norm after each convolution."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inner != outer:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o u v"]:
+        """One residual step."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """Nine residual blocks in three stages for small images; 183 thousand parameters with ten classes.
+
+    The stem halves the image once, so that 28x28 is worked on at 14x14, 7x7 and 4x4.
+    """
+
+    WIDTHS = (16, 32, 48)
+    BLOCKS = 3
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        width = self.WIDTHS[0]
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage1 = self._stage(width, self.WIDTHS[0], stride=1)
+        self.stage2 = self._stage(self.WIDTHS[0], self.WIDTHS[1], stride=2)
+        self.stage3 = self._stage(self.WIDTHS[1], self.WIDTHS[2], stride=2)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+        self.head = nn.Linear(self.WIDTHS[2], num_classes)
+
+    def _stage(self, inner: int, outer: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(inner, outer, stride)
+        return nn.Sequential(first, *(BasicBlock(outer, outer, 1) for _ in range(self.BLOCKS - 1)))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b C"]:
+        """Normalised images to logits."""
+        return self.head(self.pool(self.stage3(self.stage2(self.stage1(self.stem(x))))))  # type: ignore[no-any-return]
+
+
+class Classifier(nn.Module):
+    """A normaliser and a network: pixels in [0, 1] go in, logits come out."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalizer = Normalizer(spec.mean, spec.std)
+        self.net = _network(spec)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b C"]:
+        """Images in [0, 1] to logits."""
+        return self.net(self.normalizer(x))  # type: ignore[no-any-return]
+
+
+def _network(spec: ModelSpec) -> nn.Module:
+    if spec.architecture == "small_resnet":
+        return SmallResNet(spec.input_shape[0], spec.num_classes)
+    if spec.input_shape[0] != 3:
+        raise UsageError(
+            f"{spec.architecture} takes colour images, not {spec.input_shape[0]} channels; use input_shape (3, h, w)."
+        )
+    from torchvision import models
+
+    net: nn.Module = getattr(models, spec.architecture)(weights=None, num_classes=spec.num_classes)
+    return net
+
+
+def default_input_shape(architecture: str) -> tuple[int, int, int]:
+    """Channels, height, width a network of this name is usually given."""
+    return (1, 28, 28) if architecture == "small_resnet" else (3, 224, 224)
+
+
+def build(
+    architecture: str,
+    *,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_shape: tuple[int, int, int] | None = None,
+) -> Classifier:
+    """A freshly initialised network; the weights come from torch's global generator.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        num_classes: Classes C, the length of the logits.
+        mean: Per channel, in units of pixels in [0, 1].
+        std: Per channel, in the same units.
+        input_shape: Channels, height, width; the architecture's usual one when not given.
+
+    Returns:
+        The network in training mode on the CPU.
+    """
+    return Classifier(
+        ModelSpec(
+            architecture=architecture,
+            input_shape=input_shape or default_input_shape(architecture),
+            num_classes=num_classes,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+    )
