@@ -46,8 +46,8 @@ class Problem:
         own = dict(self.model.named_parameters())
         return sum(own[name].numel() for name in self.names)
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same problem, weights and inputs rounded to `dtype`."""
+    def to(self, dtype: torch.dtype | str) -> Problem:
+        """The same problem, weights and inputs rounded to `dtype` (or moved to a device of that name)."""
         return replace(
             self,
             model=self.model.to(dtype),

@@ -154,17 +154,17 @@ def inverse(
     """(H + damping I)^-1, or for damping 0 the Moore-Penrose inverse [p, p], eigenvalue by eigenvalue.
 
     rcond 1e-11 lies in the gap of every case's spectrum (tests/test_reference.py holds them to that), so the numerical
-    rank is not a matter of taste.
+    rank is not a matter of taste. `negative="drop"` leaves out every eigenvalue below 0.
     """
     values, vectors = np.linalg.eigh(H)
-    if damping > 0:
+    if damping > 0 and negative == "invert":
         return np.linalg.inv(H + damping * np.eye(len(H)))
     cutoff = rcond * max(abs(values)) if absolute is None else absolute
     result = np.zeros_like(H)
     for value, v in zip(values, vectors.T, strict=True):
         size = value if negative == "drop" else abs(value)
         if size > cutoff:
-            result += np.outer(v, v) / value
+            result += np.outer(v, v) / (value + damping)
     return result
 
 

@@ -1,0 +1,131 @@
+"""Every curvature with its ground truth: a new one is added here and inherits the whole contract suite."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import reference
+import torch
+from cases import BY_NAME, CASES, Case, Problem
+from upweight import GradientDot, Hessian, LinearHead
+
+Truth = Callable[[Case, "Parts"], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the references of one problem share; all float64."""
+
+    problem: Problem
+    G_query: np.ndarray
+    """[m, p]"""
+    G_train: np.ndarray
+    """[n, p]"""
+
+    @functools.cached_property
+    def hessian(self) -> np.ndarray:
+        return reference.mean_hessian(self.problem)
+
+    @functools.cached_property
+    def ggn(self) -> np.ndarray:
+        return reference.mean_ggn(self.problem)
+
+    def through(self, H_inverse: np.ndarray) -> np.ndarray:
+        return reference.score_matrix(self.G_query, H_inverse, self.G_train)
+
+
+@functools.cache
+def parts(case: Case, dtype: torch.dtype = torch.float64, on_itself: bool = False) -> Parts:
+    problem = case.build(dtype=dtype)
+    G_train = reference.gradients(problem, *problem.train)
+    return Parts(problem, G_train if on_itself else reference.gradients(problem, *problem.queries), G_train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to score, and the same by loops."""
+
+    name: str
+    build: Callable[[Case], Any]
+    truth: Truth
+    head_only: bool = False
+
+    def applies(self, case: Case) -> bool:
+        return case.head or not self.head_only
+
+
+def _hessian(case: Case, ask: Parts) -> np.ndarray:
+    """For a head the Gauss-Newton form is the Hessian, and by loops it stays exact where probabilities saturate."""
+    return ask.ggn if case.head else ask.hessian
+
+
+METHODS = (
+    Method(
+        name="LinearHead",
+        head_only=True,
+        build=lambda case: LinearHead(),
+        truth=lambda case, ask: ask.through(reference.inverse(ask.ggn)),
+    ),
+    Method(
+        name="LinearHead-damped",
+        head_only=True,
+        build=lambda case: LinearHead(damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(ask.ggn, damping=case.damping)),
+    ),
+    Method(
+        name="Hessian",
+        build=lambda case: Hessian(),
+        truth=lambda case, ask: ask.through(reference.inverse(_hessian(case, ask))),
+    ),
+    Method(
+        name="Hessian-damped",
+        build=lambda case: Hessian(damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(_hessian(case, ask), damping=case.damping)),
+    ),
+    Method(
+        name="Hessian-drop",
+        build=lambda case: Hessian(negative="drop"),
+        truth=lambda case, ask: ask.through(reference.inverse(_hessian(case, ask), negative="drop")),
+    ),
+    Method(
+        name="GradientDot",
+        build=lambda case: GradientDot(),
+        truth=lambda case, ask: reference.dots(ask.G_query, ask.G_train),
+    ),
+    Method(
+        name="GradientDot-cosine",
+        build=lambda case: GradientDot(cosine=True),
+        truth=lambda case, ask: reference.cosines(ask.G_query, ask.G_train),
+    ),
+)
+
+PAIRS = tuple((method, case) for method in METHODS for case in CASES if method.applies(case))
+ONE_EACH = tuple((m, BY_NAME["fitted"] if m.head_only else BY_NAME["mlp"]) for m in METHODS)
+"""Every method once, on a problem that shows what it is for."""
+
+
+def pair_name(value: Method | Case) -> str:
+    return value.name
+
+
+@functools.cache
+def truth(method: Method, case: Case, dtype: torch.dtype = torch.float64, on_itself: bool = False) -> np.ndarray:
+    """The scores [m, n] by loops, of the problem as it is after rounding to `dtype`."""
+    return method.truth(case, parts(case, dtype, on_itself))
+
+
+def assert_scores(got: Any, want: np.ndarray, rtol: float) -> None:
+    """Relative error train example by train example: a score that is small because its example is fitted counts in full."""
+    got = np.asarray(got)
+    assert got.shape == want.shape
+    largest = abs(want).max(axis=0, keepdims=True)
+    error = np.divide(abs(got - want), largest, out=abs(got - want).astype(float), where=largest > 0)
+    worst = np.unravel_index(np.argmax(error), error.shape)
+    assert error.max() <= rtol, (
+        f"query {worst[0]}, train example {worst[1]}: {got[worst]:.6g}, should be {want[worst]:.6g}; relative error "
+        f"{error.max():.1e} > {rtol:.0e}"
+    )
