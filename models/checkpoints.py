@@ -38,6 +38,12 @@ class LoadedModel:
     path: Path
     sha256: str
 
+    def record(self) -> dict[str, Any]:
+        """Where the weights came from, as plain JSON values; the history of their fit is left to their own file."""
+        metadata = {key: value for key, value in self.metadata.items() if key != "history"}
+        path = f"upweight/models/sources/{self.path.name}" if self.name in SOURCES else str(self.path)
+        return {"name": self.name, "path": path, "sha256": self.sha256, "metadata": metadata}
+
 
 def file_hash(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal.

@@ -21,6 +21,8 @@ from .settings import DataSettings
 class TargetData:
     """A data set ready for one kind of network."""
 
+    settings: DataSettings
+    """How it was asked for."""
     train: ImageSet
     """The pool that subsets are drawn from."""
     test: ImageSet
@@ -66,7 +68,12 @@ def load_data(settings: DataSettings, input_shape: tuple[int, int, int]) -> Targ
     sets = [_image_set(part, input_shape) for part in (parts.train, parts.test)]
     name = settings.data if settings.data in READERS else path.name
     return TargetData(
-        train=sets[0], test=sets[1], class_names=parts.class_names, name=name, fingerprint=_fingerprint(parts)
+        settings=settings,
+        train=sets[0],
+        test=sets[1],
+        class_names=parts.class_names,
+        name=name,
+        fingerprint=_fingerprint(parts),
     )
 
 
@@ -118,13 +125,13 @@ def choose_subset(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, "
         Positions in `labels`, ascending, int64.
 
     Raises:
-        DataError: n is below the number of classes or above the number of images.
+        UsageError: n is below the number of classes or above the number of images.
     """
     missing = set(labels.tolist())
     if n < len(missing):
-        raise DataError(f"{n} images cannot hold all {len(missing)} classes; ask for at least {len(missing)}.")
+        raise UsageError(f"{n} images cannot hold all {len(missing)} classes; ask for at least {len(missing)}.")
     if n > len(labels):
-        raise DataError(f"{n} images are asked for and {len(labels)} are there; ask for {len(labels)} or fewer.")
+        raise UsageError(f"{n} images are asked for and {len(labels)} are there; ask for {len(labels)} or fewer.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: list[int] = []
     for position in order:

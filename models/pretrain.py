@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from .attacks import attacked
 from .checkpoints import file_hash, save_model, write_json
 from .data import TargetData, load_data
 from .device import generator, reproducible, resolve_device, seeded
+from .errors import RunMismatch
 from .images import ImageSet
 from .settings import DataSettings, PretrainSettings
-from .training import FitPlan, FitState, Progress, batch_order, fit, settings_digest
+from .training import FitPlan, FitState, Progress, batch_order, fit, require_same_settings
 from .versions import versions
 from .zoo import Classifier, build, default_input_shape
 
@@ -102,16 +104,20 @@ def _batches(
         yield attacked(model, x, y, settings.attack, attack_draw) if settings.adversarial else x, y
 
 
-def pretrain(settings: PretrainSettings, out: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+def pretrain(
+    settings: PretrainSettings, out: str | Path, progress: Progress | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Train a source network and write it with the settings that made it.
 
     `out` receives the weights, and a JSON file beside it the settings, accuracies and the hash of the weights. After
-    each epoch all that is needed to go on lies in `out`.partial, so that the same call resumes.
+    each epoch all that is needed to go on lies in `out`.partial, so that the same call resumes; once it is done, the
+    same call returns what it finds.
 
     Args:
         settings: The recipe.
-        out: The safetensors file to write; replaced when it is there.
+        out: The safetensors file to write.
         progress: Called with the stage, the units done and their number.
+        overwrite: Replace what was made with other settings.
 
     Returns:
         What the JSON file holds.
@@ -123,19 +129,48 @@ def pretrain(settings: PretrainSettings, out: str | Path, progress: Progress | N
         default_input_shape(settings.architecture),
     )
     images = data.train if settings.limit is None else data.train.subset(slice(0, settings.limit))
+    decisive = _recipe(settings) | {"data_sha256": data.fingerprint}
+    partial = out.with_name(f"{out.name}.partial")
+    if overwrite:
+        partial.unlink(missing_ok=True)
+    elif out.exists():
+        return _finished(out, decisive)
     mean, std = pixel_statistics(images)
     with seeded("initial weights", settings.seed):
         model = build(settings.architecture, num_classes=len(data.class_names), mean=mean, std=std)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with reproducible():
-        state = _fit(model, images, settings, device, out.with_name(f"{out.name}.partial"), data.fingerprint, progress)
+        state = _fit(model, images, settings, device, partial, decisive, progress)
         accuracy = _accuracies(model, data, settings, device, progress)
     record = _record(settings, data, len(images), state, accuracy)
     save_model(out, model.cpu().to(memory_format=torch.contiguous_format), record)
     record["sha256"] = file_hash(out)
     write_json(out.with_suffix(".json"), record)
-    out.with_name(f"{out.name}.partial").unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
     return record
+
+
+def _recipe(settings: PretrainSettings) -> dict[str, Any]:
+    """The settings that belong to the result: all but where the files lie."""
+    return {name: value for name, value in asdict(settings).items() if name not in {"root", "download"}}
+
+
+def _finished(out: Path, decisive: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a source that is there already, when it is the one asked for."""
+    record = out.with_suffix(".json")
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        made = found["settings"] | {"data_sha256": found["data"]["fingerprint"]}
+        whole = found["sha256"] == file_hash(out)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunMismatch(
+            f"{out} exists, and no whole {record} says how it was made ({error}); "
+            "pass --overwrite to replace it, or --out FILE to keep it."
+        ) from error
+    require_same_settings(out, made, decisive)
+    if not whole:
+        raise RunMismatch(f"{out} is not the file that {record} describes; pass --overwrite to make it anew.")
+    return dict(found)
 
 
 def _fit(
@@ -144,7 +179,7 @@ def _fit(
     settings: PretrainSettings,
     device: torch.device,
     partial: Path,
-    fingerprint: str,
+    decisive: Mapping[str, Any],
     progress: Progress | None,
 ) -> FitState:
     optimizer = SGD(model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
@@ -155,7 +190,7 @@ def _fit(
         seed=settings.seed,
         rate=lambda epoch, step: learning_rate(settings, (epoch - 1 + step / steps) / settings.epochs),
         partial=partial,
-        digest=settings_digest(asdict(settings) | {"fingerprint": fingerprint}),
+        settings=decisive,
     )
     return fit(model, optimizer, lambda epoch: _batches(model, images, settings, epoch, device), plan, progress)
 
@@ -180,11 +215,10 @@ def _accuracies(
 def _record(
     settings: PretrainSettings, data: TargetData, trained_on: int, state: FitState, accuracy: dict[str, Any]
 ) -> dict[str, Any]:
-    recipe = {name: value for name, value in asdict(settings).items() if name not in {"root", "download"}}
     return {
         "format": "upweight-source",
         "version": 1,
-        "settings": recipe,
+        "settings": _recipe(settings),
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,

@@ -20,7 +20,7 @@ from torch.optim import SGD
 
 from .checkpoints import read_tensors, write_tensors
 from .device import generator, seeded
-from .errors import CheckpointError, TrainingError
+from .errors import CheckpointError, RunMismatch, TrainingError
 
 Progress = Callable[[str, int, int], None]
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -40,8 +40,8 @@ class FitPlan:
     """Epoch, counted from 1, and batch, counted from 0, to the learning rate."""
     partial: Path
     """Where the state is kept after each epoch."""
-    digest: str
-    """Of all that decides the result; a state of another fit is not resumed."""
+    settings: Mapping[str, Any]
+    """All that decides the result, as plain JSON values; the state of another fit is refused."""
     measure: Callable[[int], Mapping[str, float]] | None = None
     """Epoch to further numbers for the history."""
 
@@ -68,8 +68,11 @@ def batch_order(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int[
         Rows, int64, on the CPU.
     """
     order = torch.randperm(n, generator=generator("batch order", seed, epoch))
-    for start in range(0, n, batch_size):
-        yield order[start : start + batch_size]
+    # a single image left over joins the batch before it: batch-norm finds no spread in one image
+    stop = n - 1 if n % batch_size == 1 and n > batch_size > 1 else n
+    for start in range(0, stop, batch_size):
+        end = start + batch_size
+        yield order[start : end if end < stop else n]
 
 
 def run_epoch(
@@ -105,6 +108,77 @@ def run_epoch(
     return mean
 
 
+def save_partial(path: Path, module: nn.Module, optimizer: SGD, state: FitState, settings: Mapping[str, Any]) -> None:
+    """Keep all that is needed to go on after this epoch.
+
+    Args:
+        path: The safetensors file to replace.
+        module: What is trained.
+        optimizer: With its momentum buffers.
+        state: How far the fit has come.
+        settings: All that decides the result.
+    """
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            tensors[f"momentum.{position}"] = buffer
+    kept = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds, "settings": dict(settings)}
+    header = {"format": "upweight-partial-fit", "state": json.dumps(kept)}
+    write_tensors(path, tensors, header, durable=False)
+
+
+def load_partial(path: Path, module: nn.Module, optimizer: SGD, settings: Mapping[str, Any]) -> FitState:
+    """Go on from a file that `save_partial` wrote; begin anew when there is none, or it is damaged.
+
+    Args:
+        path: The file.
+        module: Receives the weights.
+        optimizer: Receives the momentum buffers.
+        settings: All that decides the result of this fit.
+
+    Returns:
+        How far that fit had come.
+    """
+    if not path.is_file():
+        return FitState()
+    try:
+        tensors, header = read_tensors(path)
+        kept = json.loads(header["state"])
+    except (CheckpointError, KeyError, ValueError):
+        return FitState()  # nothing is lost but time: the fit is a function of its settings
+    require_same_settings(path, kept["settings"], settings)
+    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if (buffer := tensors.get(f"momentum.{position}")) is not None:
+            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+    return FitState(kept["epoch"], kept["history"], kept["seconds"])
+
+
+def require_same_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to build on results that were made otherwise.
+
+    Args:
+        path: What holds them, for the message.
+        found: The settings they were made with.
+        asked: The settings of this call.
+
+    Raises:
+        RunMismatch: The two differ; the message shows where.
+    """
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    if names:
+        made, wants = (", ".join(f"{n}={_short(of.get(n))}" for n in names) for of in (found, asked))
+        raise RunMismatch(
+            f"{path} was made with {made}; this call asks {wants}. "
+            "Pass --overwrite to make it anew, or --out DIR to keep both."
+        )
+
+
+def _short(value: Any) -> str:
+    word = str(value)
+    return word if len(word) <= 40 else f"{word[:12]}..."
+
+
 def fit(
     module: nn.Module, optimizer: SGD, batches: Batches, plan: FitPlan, progress: Progress | None = None
 ) -> FitState:
@@ -121,7 +195,7 @@ def fit(
         The epochs' history.
     """
     device = next(module.parameters()).device
-    state = load_partial(plan.partial, module, optimizer, plan.digest)
+    state = load_partial(plan.partial, module, optimizer, plan.settings)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         started = time.monotonic()
         module.train()
@@ -133,56 +207,10 @@ def fit(
         state.epoch = epoch
         state.seconds += time.monotonic() - started
         state.history.append(entry)
-        save_partial(plan.partial, module, optimizer, state, plan.digest)
+        save_partial(plan.partial, module, optimizer, state, plan.settings)
         if progress:
             progress(plan.stage, epoch, plan.epochs)
     return state
-
-
-def save_partial(path: Path, module: nn.Module, optimizer: SGD, state: FitState, digest: str) -> None:
-    """Keep all that is needed to go on after this epoch.
-
-    Args:
-        path: The safetensors file to replace.
-        module: What is trained.
-        optimizer: With its momentum buffers.
-        state: How far the fit has come.
-        digest: Of the settings; a file with another one is not resumed.
-    """
-    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
-            tensors[f"momentum.{position}"] = buffer
-    header = {"format": "upweight-partial-fit", "digest": digest, "epoch": str(state.epoch)}
-    header |= {"history": json.dumps(state.history), "seconds": str(state.seconds)}
-    write_tensors(path, tensors, header, durable=False)
-
-
-def load_partial(path: Path, module: nn.Module, optimizer: SGD, digest: str) -> FitState:
-    """Go on from a file that `save_partial` wrote; begin anew when there is none for these settings.
-
-    Args:
-        path: The file.
-        module: Receives the weights.
-        optimizer: Receives the momentum buffers.
-        digest: Of the settings of this fit.
-
-    Returns:
-        How far that fit had come.
-    """
-    if not path.is_file():
-        return FitState()
-    try:
-        tensors, header = read_tensors(path)
-    except CheckpointError:
-        return FitState()  # nothing is lost but time: the fit is a function of its settings
-    if header.get("digest") != digest:
-        return FitState()
-    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-    for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if (buffer := tensors.get(f"momentum.{position}")) is not None:
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
-    return FitState(int(header["epoch"]), json.loads(header["history"]), float(header["seconds"]))
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

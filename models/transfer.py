@@ -6,12 +6,15 @@ last k residual blocks are the chain from the k-th last block on; 0 is the head 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
 
 from .. import UsageError
+from .device import seeded
 from .zoo import Classifier, SmallResNet
 
 Chain = list[tuple[str, nn.Module]]
@@ -127,6 +130,27 @@ def head_name(model: nn.Module) -> str:
             f"{type(model).__name__} has no linear layer to take as its head; name the parameters to analyse."
         )
     return names[-1]
+
+
+def with_new_head(model: Classifier, num_classes: int, seed: int) -> Classifier:
+    """A copy of a network whose head is a fresh linear layer for other classes, as torch initialises it by default.
+
+    Args:
+        model: The source; left as it is.
+        num_classes: Classes of the target.
+        seed: Decides the head.
+
+    Returns:
+        The copy, on the CPU.
+    """
+    model = copy.deepcopy(model).cpu()
+    name = head_name(model)
+    parent, _, leaf = name.rpartition(".")
+    with seeded("head", seed):
+        head = nn.Linear(model.get_submodule(name).in_features, num_classes)  # type: ignore[arg-type]
+    setattr(model.get_submodule(parent), leaf, head)
+    model.spec = replace(model.spec, num_classes=num_classes)
+    return model
 
 
 def split(model: nn.Module, k: int) -> Split:

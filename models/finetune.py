@@ -1,0 +1,245 @@
+"""Moving a source network to a target: freeze all but the last blocks, put on a new head, train.
+
+The frozen part stays in evaluation mode, so its batch-norm statistics are those of the source and its activations are
+a fixed function of the image: they are computed once a run. (In the original study's code these statistics drifted.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from .. import UsageError
+from .attacks import evaluating
+from .checkpoints import LoadedModel, file_hash, load_model, save_model, write_json
+from .data import TargetData, choose_subset
+from .device import reproducible, resolve_device
+from .images import ImageSet
+from .runs import MODEL_FILE, PARTIAL_FILE, RUN_FILE, Run, finished_run, index_record
+from .settings import FineTuneSettings
+from .training import FitPlan, FitState, Progress, batch_order, fit, settings_digest
+from .transfer import Split, split, with_new_head
+from .versions import versions
+from .zoo import Classifier
+
+_READ_BATCH = 256
+
+
+class Activations:
+    """What enters the trained part, for each image of a set: kept when it fits, otherwise computed when asked for."""
+
+    def __init__(self, frozen: nn.Module, images: ImageSet, device: torch.device, budget: int) -> None:
+        """Run the images through the frozen part once, if what comes out needs no more than `budget` bytes."""
+        self.frozen, self.images, self.device = frozen, images, device
+        self.labels = images.labels.to(device)
+        self.kept: Tensor | None = None
+        first = self._compute(torch.arange(min(_READ_BATCH, len(images))))
+        if first[0].numel() * first.element_size() * len(images) <= budget:
+            self.kept = first.new_empty((len(images), *first.shape[1:]))
+            self.kept[: len(first)] = first
+            for rows in torch.arange(len(first), len(images)).split(_READ_BATCH):  # type: ignore[no-untyped-call]
+                self.kept[rows.to(device)] = self._compute(rows)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @torch.no_grad()
+    def _compute(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b ..."]:
+        out: Tensor = self.frozen(self.images.images(rows).to(self.device))
+        return out
+
+    def batch(self, rows: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b ..."], Int[Tensor, " b"]]:
+        """Inputs of the trained part, and labels, on the device."""
+        here = rows.to(self.device)
+        return (self._compute(rows) if self.kept is None else self.kept[here]), self.labels[here]
+
+    @torch.no_grad()
+    def accuracy(self, trained: nn.Module) -> float:
+        """Part of the images that the trained part, in evaluation mode, puts into their own class."""
+        correct = 0
+        with evaluating(trained):
+            for rows in torch.arange(len(self)).split(_READ_BATCH):  # type: ignore[no-untyped-call]
+                x, y = self.batch(rows)
+                correct += int((trained(x).argmax(1) == y).sum())
+        return correct / len(self)
+
+
+def step_rate(learning_rate: float, epochs: int, epoch: int) -> float:
+    """The rate of an epoch: divided by 10 after a third of the epochs, and again after two thirds.
+
+    Args:
+        learning_rate: The first rate.
+        epochs: How many there are.
+        epoch: Counted from 1.
+
+    Returns:
+        The rate.
+    """
+    return learning_rate * 0.1 ** (3 * (epoch - 1) // epochs)
+
+
+def fine_tune(
+    source: LoadedModel | str | Path,
+    data: TargetData,
+    settings: FineTuneSettings,
+    run_dir: str | Path,
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
+) -> Run:
+    """Fine-tune a source on a target and write the run's folder: model.safetensors and run.json.
+
+    After each epoch all that is needed to go on lies in the folder, so that the same call resumes a run that was
+    stopped; a finished one is returned as it is. The images, the head's first weights and the order of the batches
+    depend on n and the seed alone: they are the same for every source.
+
+    Args:
+        source: The network to begin with, or what `load_model` takes.
+        data: The target, fitted to the source's input.
+        settings: The recipe.
+        run_dir: The run's folder; made when it is not there.
+        progress: Called with the stage, the units done and their number.
+        overwrite: Replace a run that was made with other settings.
+
+    Returns:
+        The run as it lies in the folder.
+
+    Raises:
+        UsageError: The images do not have the size the source takes.
+    """
+    source = source if isinstance(source, LoadedModel) else load_model(source)
+    if data.train.input_shape != source.spec.input_shape:
+        raise UsageError(
+            f"{data.name} gives images of shape {data.train.input_shape} and {source.name} takes "
+            f"{source.spec.input_shape}; load the data with the shape of the source."
+        )
+    run_dir = Path(run_dir)
+    device = resolve_device(settings.device)
+    n = len(data.train) if settings.n is None else settings.n
+    train = data.train.subset(choose_subset(data.train.labels, n, settings.seed))
+    settings = replace(settings, n=n, epochs=settings.epochs_for(n))
+    decisive = _decisive(source, data, settings)
+    partial_file = run_dir / PARTIAL_FILE
+    if overwrite:
+        for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
+            (run_dir / name).unlink(missing_ok=True)
+    elif (run_dir / RUN_FILE).exists():
+        return finished_run(run_dir, decisive, data)
+    model = with_new_head(source.model, len(data.class_names), settings.seed).to(device).eval()
+    parts = split(model, settings.k)
+    with reproducible():
+        tuned = _Tuning(parts, train, data.test, settings, device)
+        state = tuned.fit(partial_file, decisive, progress)
+        accuracy = {"train": tuned.train.accuracy(parts.trained), "test": tuned.test.accuracy(parts.trained)}
+    info = _record(source, data, train, settings, decisive, state, accuracy)
+    _write(run_dir, model.cpu().eval(), info)
+    partial_file.unlink(missing_ok=True)
+    return finished_run(run_dir, decisive, data)
+
+
+def _decisive(source: LoadedModel, data: TargetData, settings: FineTuneSettings) -> dict[str, Any]:
+    """All that decides the weights, as plain values; the device and the size of the cache only decide the time."""
+    recipe = {name: value for name, value in asdict(settings).items() if name not in {"device", "cache_mb"}}
+    return recipe | {
+        "source": source.name,
+        "source_sha256": source.sha256,
+        "data": data.name,
+        "data_sha256": data.fingerprint,
+    }
+
+
+class _Tuning:
+    """The trained part of a network with what it is trained and measured on."""
+
+    def __init__(
+        self, parts: Split, train: ImageSet, test: ImageSet, settings: FineTuneSettings, device: torch.device
+    ) -> None:
+        for parameter in parts.frozen.parameters():
+            parameter.requires_grad_(False)
+        self.parts, self.settings = parts, settings
+        budget = settings.cache_mb * 2**20
+        self.train = Activations(parts.frozen, train, device, budget)
+        used = 0 if self.train.kept is None else self.train.kept.nbytes
+        self.test = Activations(parts.frozen, test, device, budget - used)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in batch_order(len(self.train), self.settings.batch_size, self.settings.seed, epoch):
+            yield self.train.batch(rows)
+
+    def _measure(self, epoch: int) -> Mapping[str, float]:
+        every, last = self.settings.evaluate_every, self.settings.epochs
+        if epoch not in {1, last} and not (every and (epoch - 1) % every == 0):
+            return {}
+        trained = self.parts.trained
+        return {"train_accuracy": self.train.accuracy(trained), "test_accuracy": self.test.accuracy(trained)}
+
+    def fit(self, partial_file: Path, decisive: Mapping[str, Any], progress: Progress | None) -> FitState:
+        """Train to the end, from where an earlier call was stopped."""
+        settings = self.settings
+        epochs = settings.epochs or 0
+        optimizer = SGD(
+            self.parts.trained.parameters(),
+            settings.learning_rate,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        plan = FitPlan(
+            stage="fine-tune",
+            epochs=epochs,
+            seed=settings.seed,
+            rate=lambda epoch, step: step_rate(settings.learning_rate, epochs, epoch),
+            partial=partial_file,
+            settings=decisive,
+            measure=self._measure,
+        )
+        return fit(self.parts.trained, optimizer, self._batches, plan, progress)
+
+
+def _record(
+    source: LoadedModel,
+    data: TargetData,
+    train: ImageSet,
+    settings: FineTuneSettings,
+    decisive: Mapping[str, Any],
+    state: FitState,
+    accuracy: Mapping[str, float],
+) -> dict[str, Any]:
+    return {
+        "format": "upweight-run",
+        "version": 1,
+        "settings": asdict(settings),
+        "digest": settings_digest(decisive),
+        "decisive": dict(decisive),
+        "source": source.record(),
+        "data": {
+            "name": data.name,
+            "settings": asdict(data.settings),
+            "fingerprint": data.fingerprint,
+            "train_index": train.index.tolist(),
+            "test_index": index_record(data.test.index),
+            "class_names": list(data.class_names),
+        },
+        "k": settings.k,
+        "n": settings.n,
+        "seed": settings.seed,
+        "weight_decay": settings.weight_decay,
+        "accuracy": dict(accuracy),
+        "history": state.history,
+        "seconds": round(state.seconds, 3),
+        "versions": versions(),
+    }
+
+
+def _write(run_dir: Path, model: Classifier, info: dict[str, Any]) -> None:
+    """The weights first: a folder with a run.json is a finished run."""
+    path = run_dir / MODEL_FILE
+    save_model(path, model, {key: info[key] for key in ("settings", "digest", "accuracy")})
+    info["model_sha256"] = file_hash(path)
+    write_json(run_dir / RUN_FILE, info)
