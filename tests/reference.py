@@ -231,20 +231,24 @@ def at_least_rate(hits: list[list[bool]], wanted: int, of: int) -> float:
 # ---------------------------------------------------------------------------------------------------- a convex refit
 
 
-def fit_softmax(features: Array, labels: Array, classes: int, *, l2: float, weights: Array | None = None) -> Array:
+def fit_softmax(
+    features: Array, labels: Array, classes: int, *, l2: float, weights: Array | None = None, start: Array | None = None
+) -> Array:
     """The optimum [C, F + 1] (weights, then bias) of sum_i w_i l_i + (l2 / 2) |theta|^2, by Newton's method.
 
     `weights` are 1/n each unless given: a nudge of example i is 1/n + eps there, its removal 0. L2 reaches the bias
-    too. The gradient at the result is under 1e-12, or there is no result.
+    too. The gradient at the result is under 1e-12, or there is no result. `start` saves steps, nothing else.
     """
     n, F = features.shape
     phi = np.concatenate([features, np.ones((n, 1))], axis=1)
     w = np.full(n, 1.0 / n) if weights is None else weights
-    theta = np.zeros((classes, F + 1))
+    theta = np.zeros((classes, F + 1)) if start is None else start
     value, gradient, hessian = _softmax_objective(phi, labels, w, l2, theta)
     for _ in range(100):
-        # classes shifted together leave every probability as it is: with l2 = 0 the step is the shortest one
-        step = np.linalg.lstsq(hessian, gradient.ravel(), rcond=1e-13)[0].reshape(theta.shape)
+        if l2 > 0:
+            step = np.linalg.solve(hessian, gradient.ravel()).reshape(theta.shape)
+        else:  # classes shifted together leave every probability as it is: take the shortest of all Newton steps
+            step = np.linalg.lstsq(hessian, gradient.ravel(), rcond=1e-13)[0].reshape(theta.shape)
         scale, moved = 1.0, _softmax_objective(phi, labels, w, l2, theta - step)
         while moved[0] > value + 1e-14 * (1 + abs(value)) and scale > 1e-6:
             scale /= 2
