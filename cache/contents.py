@@ -1,0 +1,197 @@
+"""Reading what a store says about itself, and holding it to that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .attributes import read_attributes
+from .errors import StoreError
+from .layout import FIELDS, MAJOR, OPTIONAL, RESERVED, SENSITIVITY, VERSION, Grid, prefix
+from .provenance import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One matrix of scores and which of its tiles are there."""
+
+    variant: str
+    side: str
+    """"queries" or "train"."""
+    grid: Grid
+    dtype: str
+    finished: NDArray[np.uint8]
+    """1 for every tile that is done [row blocks, column blocks]; what the file said when it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checked store holds, the arrays aside."""
+
+    version: str
+    created: str
+    config: dict[str, JSON]
+    """The settings that made it what it is."""
+    shared: dict[str, JSON]
+    """Attributes that hold for every variant."""
+    counts: dict[str, int]
+    """Number of examples of each side."""
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Their names, "" first."""
+        return tuple(sorted({matrix.variant for matrix in self.matrices}))
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """How many are done, and how many there are."""
+        return sum(int(m.finished.sum()) for m in self.matrices), sum(m.finished.size for m in self.matrices)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tile is done."""
+        done, total = self.tiles
+        return done == total
+
+    def matrix(self, variant: str, side: str) -> Matrix | None:
+        """A matrix.
+
+        Args:
+            variant: Name of the variant.
+            side: "queries" or "train".
+
+        Returns:
+            What is known of it, or None when the file has none.
+        """
+        return next((m for m in self.matrices if (m.variant, m.side) == (variant, side)), None)
+
+
+def read_contents(file: h5py.File) -> Contents:
+    """Check a file against the format.
+
+    Args:
+        file: What `safe_open` gave.
+
+    Returns:
+        Its contents; every data set that the format names has the shape and type that belong to it.
+
+    Raises:
+        StoreError: The file is of a later format, or not what it says.
+    """
+    version = file.attrs.get("version")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    if not major.isdecimal():
+        _damaged(file, "its format version cannot be read")
+    if int(major) not in _READERS:
+        raise StoreError(
+            f"{file.filename} has format version {version}; this upweight reads versions up to {VERSION}. "
+            + ("Install a newer upweight." if int(major) > MAJOR else "Rebuild it with --overwrite.")
+        )
+    return _READERS[int(major)](file)
+
+
+def read_spectrum(group: h5py.Group) -> dict[str, JSON] | None:
+    """The facts of a variant's curvature.
+
+    Args:
+        group: Where the variant lies.
+
+    Returns:
+        The facts by name, the sensitivities together under "sensitivity"; None for a method without a curvature.
+    """
+    if "spectrum" not in group:
+        return None
+    facts = read_attributes(group["spectrum"])
+    sensitive = [name for name in facts if name.startswith(SENSITIVITY)]
+    facts["sensitivity"] = {name.removeprefix(SENSITIVITY): facts.pop(name) for name in sensitive}
+    return facts
+
+
+def _read_1(file: h5py.File) -> Contents:
+    attributes = read_attributes(file)
+    config = attributes.get("config")
+    if not isinstance(config, dict):
+        _damaged(file, "its settings are missing")
+    counts = {"train": _count(file, attributes, "train_count")}
+    if "query_count" in attributes:
+        counts["queries"] = _count(file, attributes, "query_count")
+    for side, count in counts.items():
+        _check_examples(file, side, count)
+    matrices = tuple(_matrices(file, counts))
+    if not matrices:
+        _damaged(file, "it holds no scores")
+    return Contents(
+        version=str(attributes["version"]),
+        created=str(attributes.get("created", "")),
+        config=config,
+        shared={name: value for name, value in attributes.items() if name not in RESERVED},
+        counts=counts,
+        matrices=matrices,
+    )
+
+
+_READERS = {1: _read_1}
+
+
+def _matrices(file: h5py.File, counts: dict[str, int]) -> Iterator[Matrix]:
+    n = counts["train"]
+    names = ["", *file.get("variants", ())]
+    for variant in names:
+        base = prefix(variant)
+        if not variant and "scores" not in file:
+            continue  # a file may hold named variants alone
+        main = "queries" if "queries" in counts else "train"
+        sides = [side for side in counts if f"{base}scores/{side}" in file]
+        if main not in sides:
+            _damaged(file, f"{base}scores/{main} is missing")
+        for side in sides:
+            shape = (counts[side], n)
+            dtype = _check(file, f"{base}scores/{side}", ("float32", "float64"), shape).dtype.newbyteorder("=").name
+            tiles = _check(file, f"{base}done/{side}", ("uint8",), None)
+            cut = [_count(file, read_attributes(tiles), name) for name in ("rows_per_tile", "columns_per_tile")]
+            grid = Grid(*shape, *cut)
+            _check(file, f"{base}done/{side}", ("uint8",), grid.blocks)
+            finished = np.asarray(tiles[...])
+            if finished.max() > 1:
+                _damaged(file, f"{base}done/{side} holds other values than 0 and 1")
+            yield Matrix(variant, side, grid, dtype, finished)
+
+
+def _check_examples(file: h5py.File, side: str, count: int) -> None:
+    for name, (types, axes) in FIELDS.items():
+        key = f"{side}/{name}"
+        if name in OPTIONAL and key not in file:
+            continue
+        data = _check(file, key, types, None)
+        if data.ndim != axes or len(data) != count:
+            _damaged(file, f"{key} has shape {list(data.shape)} for {count} examples")
+
+
+def _check(file: h5py.File, key: str, types: tuple[str, ...], shape: tuple[int, ...] | None) -> h5py.Dataset:
+    if key not in file:
+        _damaged(file, f"{key} is missing")
+    data = file[key]
+    if not isinstance(data, h5py.Dataset):
+        _damaged(file, f"{key} is a group")
+    if data.dtype.newbyteorder("=").name not in types:
+        _damaged(file, f"{key} is {data.dtype.name} and not {' or '.join(types)}")
+    if shape is not None and data.shape != shape:
+        _damaged(file, f"{key} has shape {list(data.shape)} and not {list(shape)}")
+    return data
+
+
+def _count(file: h5py.File, attributes: dict[str, Any], name: str) -> int:
+    value = attributes.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _damaged(file, f"its attribute {name} is {value!r} and not a number of at least 1")
+    return value
+
+
+def _damaged(file: h5py.File, what: str) -> NoReturn:
+    raise StoreError(f"{file.filename} is damaged: {what}. Rebuild it with --overwrite.")
