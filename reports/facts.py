@@ -1,0 +1,117 @@
+"""What was compared: the facts at the head of the page, every run's scores, and the warnings they came with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .. import __version__
+from ..influence.scores import Scores
+from ..influence.tables import Table
+from .labels import number
+from .runs import Group, RunView, order_sources, table_of, variant_name
+
+
+def headline(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """What was compared, in short.
+
+    Args:
+        groups: All groups of the report.
+
+    Returns:
+        Terms and what they are here.
+    """
+    runs = [run for group in groups for run in group.runs]
+    scores = [held for run in runs for held in run.scores.values()]
+    dampings = sorted({s.spectrum.damping for s in scores if s.spectrum is not None})
+    facts = [
+        ("Source models", _join(order_sources(run.source for run in runs))),
+        ("Network", _join(_architecture(run) for run in runs)),
+        ("Target data", _join(run.data for run in runs)),
+        ("Fine-tuned blocks k", _join(str(group.k) for group in groups)),
+        ("Train examples n", _join(str(group.n) for group in groups)),
+        ("Queries m", _join(str(len(run.main.queries)) for run in runs)),
+        ("Seeds", _join(str(run.seed) for run in runs)),
+        ("Parameters analysed", _join(_parameters(s) for s in scores)),
+        ("Curvature", _join(str(s.meta.get("curvature", {}).get("name", "")) for s in scores)),
+        ("Damping", _join("0 (pseudo-inverse)" if d == 0 else number(d) for d in dampings)),
+        ("Weight decay of training", _join(_weight_decay(run) for run in runs)),
+        ("Version", f"upweight {__version__}"),
+    ]
+    return [(term, text) for term, text in facts if text]
+
+
+def scores_table(groups: Sequence[Group]) -> Table:
+    """Every run and variant with the settings of its scores.
+
+    Args:
+        groups: All groups of the report.
+
+    Returns:
+        A row for each.
+    """
+    rows = [
+        {
+            **group.columns,
+            "run": run.name,
+            "source": run.source,
+            "seed": run.seed,
+            "variant": variant_name(variant),
+            "m": len(scores.queries),
+            "train_scores": scores.on_train is not None,
+            "architecture": _architecture(run),
+            "curvature": str(scores.meta.get("curvature", {}).get("name", "")),
+            "query_label": str(scores.meta.get("query_label", "true")),
+            "damping": scores.spectrum.damping if scores.spectrum is not None else float("nan"),
+            "parameters": int(scores.meta.get("p", -1)),
+            "mean_gradient": float(scores.meta.get("mean_gradient", float("nan"))),
+        }
+        for group in groups
+        for run in group.runs
+        for variant, scores in run.scores.items()
+    ]
+    return table_of(rows, "Every run and its scores")
+
+
+def warnings_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The warnings that scores carry, each once.
+
+    Args:
+        groups: All groups of the report.
+
+    Returns:
+        Text, and the runs it was given for.
+    """
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            texts = dict.fromkeys(text for scores in run.scores.values() for text in scores.meta.get("warnings", ()))
+            for text in texts:
+                found.setdefault(str(text), []).append(run.name)
+    return [{"text": text, "runs": runs} for text, runs in found.items()]
+
+
+def _join(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(word for word in words if word))
+
+
+def _architecture(run: RunView) -> str:
+    """From wherever the run's record has it: its model's spec, or what its source's file said."""
+    source = run.info.get("source", {})
+    places = (run.info, run.info.get("spec", {}), source, source.get("spec", {}), source.get("metadata", {}))
+    return next(
+        (str(place["architecture"]) for place in places if isinstance(place, dict) and place.get("architecture")), ""
+    )
+
+
+def _parameters(scores: Scores) -> str:
+    names, p = scores.meta.get("parameters"), scores.meta.get("p")
+    if not names:
+        return ""
+    shown = " and ".join(names) if len(names) <= 2 else f"{len(names)} tensors from {names[0]} to {names[-1]}"
+    return f"{shown} ({p:,})" if isinstance(p, int) else shown
+
+
+def _weight_decay(run: RunView) -> str:
+    value = run.info.get("weight_decay", run.main.meta.get("weight_decay"))
+    return "" if value is None else number(float(value))

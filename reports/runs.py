@@ -1,0 +1,246 @@
+"""What a report reads: runs as plain arrays and scores, put together into groups that may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import UsageError
+from ..influence.scores import Scores
+from ..influence.tables import Table
+
+UNDAMPED, DAMPED, PREDICTED = "", "damped", "predicted"
+SIDES = ("test", "train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunView:
+    """One run as the report sees it: its scores, and the pictures that go with them."""
+
+    name: str
+    """Name of the run's folder."""
+    source: str
+    """Name of the source model the run was fine-tuned from."""
+    k: int
+    """Number of fine-tuned blocks; 0 is the head alone."""
+    seed: int
+    """Seed of the subset and of the training."""
+    n: int
+    """Number of train examples."""
+    info: Mapping[str, Any]
+    """The run's run.json; may be empty for scores that came from elsewhere."""
+    scores: Mapping[str, Scores]
+    """Scores of the queries by variant: "" as in the paper, "damped", "predicted" (loss at the predicted label)."""
+    class_names: Sequence[str]
+    """Name of every class."""
+    train_images: NDArray[Any] | None = None
+    """Pictures [n, c, h, w] of the train examples, in [0, 1], as a person should see them."""
+    query_images: NDArray[Any] | None = None
+    """Pictures [m, c, h, w] of the queries."""
+    saliency_rows: NDArray[Any] | None = None
+    """Query rows [s] whose input gradient was computed."""
+    saliency: NDArray[Any] | None = None
+    """Gradient [s, c, h, w] of the loss of those queries, per unit of a pixel in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise UsageError(f"Run {self.name} has no scores to report; run `upweight attribute` on it first.")
+
+    @property
+    def main(self) -> Scores:
+        """The variant shown first: undamped where there is one."""
+        return self.scores[UNDAMPED] if UNDAMPED in self.scores else next(iter(self.scores.values()))
+
+    @property
+    def data(self) -> str:
+        """Name of the target data set, or "" when the run does not say."""
+        return str(self.info.get("data", {}).get("name", ""))
+
+    def side(self, variant: str, side: str) -> Scores | None:
+        """The scores of one variant for one kind of query.
+
+        Args:
+            variant: Key of `scores`.
+            side: "test", or "train" for the train set on itself.
+
+        Returns:
+            The scores, or None where the run has none.
+        """
+        scores = self.scores.get(variant)
+        return scores if scores is None or side == "test" else scores.on_train
+
+    def main_side(self, side: str) -> Scores | None:
+        """The scores of the first variant, `main` before the others, that has one kind of query.
+
+        Args:
+            side: "test" or "train".
+
+        Returns:
+            The scores, or None where no variant has them.
+        """
+        held = (self.side(variant, side) for variant in sorted(self.scores, key=lambda name: name != UNDAMPED))
+        return next((scores for scores in held if scores is not None), None)
+
+    def class_name(self, label: int) -> str:
+        """What a class is called.
+
+        Args:
+            label: Class number.
+
+        Returns:
+            Its name, or the number where the run names no such class.
+        """
+        return str(self.class_names[label]) if 0 <= label < len(self.class_names) else str(label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """Runs that differ in source and seed alone, and are compared with each other."""
+
+    data: str
+    k: int
+    n: int
+    runs: tuple[RunView, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the source models, the one that differences are taken from first."""
+        return order_sources(run.source for run in self.runs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds, ascending."""
+        return tuple(sorted({run.seed for run in self.runs}))
+
+    @property
+    def key(self) -> str:
+        """Short name of the group, fit for file names and anchors."""
+        slug = "".join(c if c.isalnum() else "-" for c in self.data.lower()).strip("-")
+        return "-".join(part for part in (slug, f"k{self.k}", f"n{self.n}") if part)
+
+    @property
+    def first_seed(self) -> int:
+        """The seed whose images and matrices are drawn: the lowest that most sources have."""
+        counts = {seed: sum(run.seed == seed for run in self.runs) for seed in self.seeds}
+        return max(self.seeds, key=lambda seed: (counts[seed], -seed))
+
+    @property
+    def drawn(self) -> tuple[RunView, ...]:
+        """One run a source, at `first_seed` where the source has it."""
+        of_source = {s: [run for run in self.runs if run.source == s] for s in self.sources}
+        return tuple(next((run for run in runs if run.seed == self.first_seed), runs[0]) for runs in of_source.values())
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What every table row of this group begins with."""
+        return {"data": self.data, "k": self.k, "n": self.n}
+
+
+def variant_name(variant: str) -> str:
+    """What a variant is called in tables.
+
+    Args:
+        variant: Key of a run's scores.
+
+    Returns:
+        The key, and "main" for the empty one.
+    """
+    return variant or "main"
+
+
+def order_sources(names: Iterable[str]) -> tuple[str, ...]:
+    """Source names without repeats: "natural" first when it is among them, the rest as they came.
+
+    Args:
+        names: Names, with repeats.
+
+    Returns:
+        The names in the order of the report; differences are taken from the first.
+    """
+    unique = dict.fromkeys(names)
+    return tuple(sorted(unique, key=lambda name: name != "natural"))
+
+
+def group_runs(runs: Sequence[RunView]) -> list[Group]:
+    """Runs put together by data set, fine-tuned blocks and size of the train set.
+
+    Args:
+        runs: Any runs.
+
+    Returns:
+        Groups, by data set as it came, then k, then n.
+
+    Raises:
+        UsageError: There is no run, two runs are the same, or runs of a group were not asked the same queries.
+    """
+    if not runs:
+        raise UsageError("There is no run to report; name at least one run folder.")
+    data_order = list(dict.fromkeys(run.data for run in runs))
+    cells: dict[tuple[int, int, int], list[RunView]] = {}
+    for run in runs:
+        cells.setdefault((data_order.index(run.data), run.k, run.n), []).append(run)
+    groups = [
+        Group(data=data_order[d], k=k, n=n, runs=tuple(members))
+        for (d, k, n), members in sorted(cells.items(), key=lambda c: c[0])
+    ]
+    for group in groups:
+        _check(group)
+    return groups
+
+
+def _check(group: Group) -> None:
+    seen: dict[tuple[str, int], str] = {}
+    first = group.runs[0]
+    for run in group.runs:
+        twin = seen.setdefault((run.source, run.seed), run.name)
+        if twin != run.name or sum(other is run for other in group.runs) > 1:
+            raise UsageError(
+                f"Runs {twin} and {run.name} have the same source, k, n and seed ({run.source}, {run.k}, {run.n}, {run.seed}); "
+                "leave one out."
+            )
+        if not np.array_equal(run.main.queries.index, first.main.queries.index):
+            raise UsageError(
+                f"Runs {first.name} and {run.name} were not asked the same queries, so they cannot be compared; attribute both "
+                "on one set."
+            )
+
+
+def stack(tables: Sequence[Table], title: str = "") -> Table:
+    """Tables of the same kind below each other.
+
+    Args:
+        tables: At least one; a column that one of them lacks becomes NaN (numbers) or "" (text) there.
+        title: What the rows of the whole are; the first table's title when not given.
+
+    Returns:
+        One table.
+    """
+    names = list(dict.fromkeys(name for table in tables for name in table.columns))
+    kinds = {name: next(t[name] for t in tables if name in t.columns).dtype.kind for name in names}
+
+    def column(table: Table, name: str) -> NDArray[Any]:
+        if name in table.columns:
+            return table[name]
+        return np.full(len(table), "" if kinds[name] in "UO" else np.nan)
+
+    joined = {name: np.concatenate([column(table, name) for table in tables]) for name in names}
+    return Table(joined, title or (tables[0].title if tables else ""))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], title: str, columns: Sequence[str] = ()) -> Table:
+    """A table from records.
+
+    Args:
+        rows: Records with the same keys.
+        title: What the rows are.
+        columns: Column names of a table without rows.
+
+    Returns:
+        The table.
+    """
+    names = list(rows[0]) if rows else list(columns)
+    return Table({name: np.array([row[name] for row in rows]) for name in names}, title)
