@@ -51,8 +51,8 @@ class Problem:
         return replace(
             self,
             model=self.model.to(dtype),
-            train=(self.train[0].to(dtype), self.train[1]),
-            queries=(self.queries[0].to(dtype), self.queries[1]),
+            train=(_to(self.train[0], dtype), self.train[1]),
+            queries=(_to(self.queries[0], dtype), self.queries[1]),
         )
 
 
@@ -72,6 +72,11 @@ class Case:
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
         return self.make(torch.Generator().manual_seed(1000 + seed)).to(dtype)
+
+
+def _to(inputs: Tensor, dtype: torch.dtype | str) -> Tensor:
+    """Inputs that are indices, as those of an embedding, have no precision to change."""
+    return inputs if isinstance(dtype, torch.dtype) and not inputs.is_floating_point() else inputs.to(dtype)
 
 
 def _randn(g: torch.Generator, *shape: int) -> Tensor:
@@ -126,6 +131,14 @@ def _two_classes(g: torch.Generator) -> Problem:
 
 def _no_bias(g: torch.Generator) -> Problem:
     return _head_problem(g, classes=3, n=30, bias=False)
+
+
+def _weight_only(g: torch.Generator) -> Problem:
+    return replace(_head_problem(g, classes=3, n=30), parameters=("2.weight",), names=("2.weight",))
+
+
+def _bias_only(g: torch.Generator) -> Problem:
+    return replace(_head_problem(g, classes=3, n=30), parameters=("2.bias",), names=("2.bias",))
 
 
 def _few_examples(g: torch.Generator) -> Problem:
@@ -308,6 +321,19 @@ def _tied(g: torch.Generator) -> Problem:
     )
 
 
+def _tokens(g: torch.Generator) -> Problem:
+    """Inputs of whole numbers: an embedding and a head, all parameters; two of six tokens never occur."""
+    model = _set_weights(nn.Sequential(nn.Embedding(6, 3), nn.Flatten(), nn.Tanh(), nn.Linear(9, 3)), g)
+    return Problem(
+        model=model,
+        train=(torch.randint(4, (26, 3), generator=g), _labels(g, 26, 3)),
+        queries=(torch.randint(5, (5, 3), generator=g), _labels(g, 5, 3)),
+        parameters="all",
+        names=tuple(name for name, _ in model.named_parameters()),
+        num_classes=3,
+    )
+
+
 def _set_statistics(model: nn.Module, g: torch.Generator) -> None:
     """Running statistics that differ from those of any batch, so that a wrong mode cannot go unseen."""
     for module in model.modules():
@@ -322,13 +348,15 @@ def features(problem: Problem, inputs: Tensor) -> np.ndarray:
         return inputs.double().numpy()
     net = reference.Network(problem)
     with torch.no_grad():
-        return np.array([net.model[:-1](x.double()[None])[0].numpy() for x in inputs])
+        return np.array([net.model[:-1](reference.widened(x)[None])[0].numpy() for x in inputs])
 
 
 CASES = (
     Case(name="head", make=_head),
     Case(name="two-classes", make=_two_classes),
     Case(name="no-bias", make=_no_bias),
+    Case(name="weight-only", make=_weight_only),
+    Case(name="bias-only", make=_bias_only),
     Case(name="few-examples", make=_few_examples),
     Case(name="fewer-than-classes", make=_fewer_than_classes),
     Case(name="dead-units", make=_dead_units),
@@ -342,6 +370,7 @@ CASES = (
     Case(name="some-layers", make=_some_layers, head=False, damping=1.0),
     Case(name="conv", make=_conv, head=False, damping=1.0),
     Case(name="tied", make=_tied, head=False, damping=1.0),
+    Case(name="tokens", make=_tokens, head=False, damping=1.0),
 )
 HEAD_CASES = tuple(case for case in CASES if case.head)
 BY_NAME = {case.name: case for case in CASES}

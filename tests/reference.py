@@ -28,6 +28,11 @@ Array = np.ndarray
 # ------------------------------------------------------------------------------------------- the model as a function
 
 
+def widened(x: Tensor) -> Tensor:
+    """Float64, unless the input is one of indices."""
+    return x.double() if x.is_floating_point() else x
+
+
 class Network:
     """A copy of the problem's model in float64 and evaluation mode, as a function of the analysed parameters only."""
 
@@ -44,7 +49,7 @@ class Network:
         for name, shape in zip(self.names, self.shapes, strict=True):
             values[name] = theta[start : start + shape.numel()].reshape(shape)
             start += shape.numel()
-        return torch.func.functional_call(self.model, values, (x.double()[None],))[0]
+        return torch.func.functional_call(self.model, values, (widened(x)[None],))[0]
 
     def loss(self, theta: Tensor, x: Tensor, y: int) -> Tensor:
         """Cross-entropy of one example, nats."""
