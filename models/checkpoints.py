@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import UpweightError
+from .. import UpweightError, UsageError
 from .errors import CheckpointError
+from .layouts import interpret
+from .legacy import Unpickled, unpickle
 from .zoo import Classifier, ModelSpec
 
 FORMAT = "upweight-model"
@@ -150,61 +152,115 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is cut off or no safetensors file ({error}); copy it again.") from error
 
 
-def fill(model: Classifier, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Put weights into a network, all of them or none.
+def assemble(spec: ModelSpec, tensors: Mapping[str, Tensor], origin: str) -> Classifier:
+    """A network with given weights; nothing is allocated before names and shapes are known to fit.
 
     Args:
-        model: The network.
+        spec: The network.
         tensors: One for each entry of its state.
         origin: The file they come from, for the message.
+
+    Returns:
+        The network in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: A tensor is missing, left over, of another shape, or not finite.
     """
+    with torch.device("meta"):
+        model = Classifier(spec)
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    what = f"{origin} does not fit {model.spec.architecture} with {model.spec.num_classes} classes"
-    if missing or extra:
+    odd = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if missing or extra or odd:
         found = [f"lacks {len(missing)} tensors such as {missing[0]}"] if missing else []
         found += [f"has {len(extra)} others such as {extra[0]}"] if extra else []
-        raise CheckpointError(f"{what}: it {' and '.join(found)}; name the architecture it was made with.")
+        found += [
+            f"has {n} of shape {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}" for n in sorted(odd)[:1]
+        ]
+        raise CheckpointError(
+            f"{origin} does not fit {spec.architecture} with {spec.num_classes} classes: it {' and '.join(found)}; "
+            "give the file that was made with this architecture."
+        )
     for name, value in tensors.items():
-        if value.shape != own[name].shape:
-            raise CheckpointError(
-                f"{what}: {name} has shape {tuple(value.shape)} instead of {tuple(own[name].shape)}; "
-                "name the architecture it was made with."
-            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(
-                f"{origin} holds NaN or infinite numbers in {name}; use the weights of a fit that went well."
+                f"{origin} holds NaN or infinite numbers in {name}; use weights of a fit that went well."
             )
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict({name: value.to(own[name].dtype, copy=True) for name, value in tensors.items()}, assign=True)
+    return model.eval()
 
 
-def load_model(path_or_source: str | Path) -> LoadedModel:
+def load_model(
+    path_or_source: str | Path,
+    *,
+    architecture: str | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedModel:
     """A network from a weight file, or one of the shipped sources by its name.
+
+    The options are for files of others (torchvision, the robustness library); ours hold all of it.
 
     Args:
         path_or_source: natural, robust, or a path.
+        architecture: Name in the zoo, when it cannot be told from the weights.
+        input_shape: Channels, height, width the network takes; the architecture's usual one when not given.
+        mean: Of the normaliser, per channel, when the file has none.
+        std: Likewise.
 
     Returns:
         The network in evaluation mode, and what its file said.
 
     Raises:
         CheckpointError: The file is missing, damaged, of an unknown kind, or does not fit its architecture.
+        UsageError: An option contradicts the file.
     """
     shipped = str(path_or_source) in SOURCES
     path = source_path(str(path_or_source)) if shipped else Path(path_or_source).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"There is no weight file {path}; give the path of one, or {' or '.join(SOURCES)}.")
+    options = {"architecture": architecture, "input_shape": input_shape, "mean": mean, "std": std}
+    read, header = _read(path)
+    if header.get("format") == FORMAT:
+        if given := [name for name, value in options.items() if value is not None]:
+            raise UsageError(f"{path} says itself what it holds; leave {', '.join(given)} out.")
+        spec, metadata = _own_header(path, header)
+        tensors: Mapping[str, Tensor] = read.content
+        facts = [f"{spec.architecture} with {spec.num_classes} classes", "normaliser from the file"]
+    else:
+        found = interpret(read.content, str(path), **options)  # type: ignore[arg-type]
+        spec, tensors, facts, metadata = found.spec, found.tensors, list(found.facts), dict(found.numbers)
+    if read.stubs:
+        facts.append(f"{len(read.stubs)} kinds of objects left out ({', '.join(read.stubs[:3])})")
+    return LoadedModel(
+        model=assemble(spec, tensors, str(path)),
+        spec=spec,
+        metadata={**metadata, "found": "; ".join([*facts, f"read by {read.how}"])},
+        name=str(path_or_source) if shipped else path.stem,
+        path=path,
+        sha256=file_hash(path),
+    )
+
+
+def _read(path: Path) -> tuple[Unpickled, dict[str, str]]:
+    """The content of a weight file of any kind, and the header that safetensors have."""
+    if not _is_safetensors(path):
+        return unpickle(path), {}
     tensors, header = read_tensors(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} does not say which network it belongs to; name the architecture.")
+    return Unpickled(tensors, (), "safetensors"), header
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the name, or by a header that begins as JSON after its length."""
+    with open(path, "rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _own_header(path: Path, header: Mapping[str, str]) -> tuple[ModelSpec, dict[str, Any]]:
+    if header.get("version") != str(VERSION):
+        raise CheckpointError(f"{path} has the format version {header.get('version')}; this release reads {VERSION}.")
     try:
-        spec = ModelSpec.from_dict(json.loads(header["spec"]))
-        metadata = dict(json.loads(header["metadata"]))
+        return ModelSpec.from_dict(json.loads(header["spec"])), dict(json.loads(header["metadata"]))
     except (KeyError, ValueError, TypeError, IndexError, UpweightError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); copy it again.") from error
-    model = Classifier(spec)
-    fill(model, tensors, str(path))
-    name = str(path_or_source) if shipped else path.stem
-    metadata["found"] = f"{spec.architecture} with {spec.num_classes} classes from safetensors, normaliser in the file"
-    return LoadedModel(model=model.eval(), spec=spec, metadata=metadata, name=name, path=path, sha256=file_hash(path))

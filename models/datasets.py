@@ -46,11 +46,15 @@ class Parts(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def _part(images: Any, labels: Any, first: int = 0) -> Part:
-    """Images [n, h, w] or [n, c, h, w]; `first` and on are the positions when several parts share the pixels."""
-    pixels = torch.from_numpy(np.array(images, order="C"))  # a copy: torch wants memory it may write to
-    y = torch.from_numpy(np.array(labels, dtype=np.int64))
-    return Part(ArrayPixels(pixels if pixels.ndim == 4 else pixels[:, None]), y, torch.arange(first, first + len(y)))
+def _part(images: Any, labels: Any) -> Part:
+    """Images [n, h, w] or [n, c, h, w] with their labels, numbered from 0."""
+    pixels, y = _tensor(images), _tensor(labels).long()
+    return Part(ArrayPixels(pixels if pixels.ndim == 4 else pixels[:, None]), y, torch.arange(len(y)))
+
+
+def _tensor(values: Any) -> Tensor:
+    # a copy, as torch wants memory it may write to
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values, order="C"))
 
 
 def _ten_digits() -> tuple[str, ...]:
@@ -247,7 +251,7 @@ def read_npz(path: Path) -> Parts:
         DataError: The file is no such archive, or its content cannot be trained on.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, zlib, numpy and OS errors alike mean: not a whole .npz of plain arrays
         raise DataError(

@@ -1,0 +1,141 @@
+"""Anyone's network and examples, named on the command line: a factory, a state dict, an .npz or a folder."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .. import UsageError
+from .data import load_data
+from .errors import CheckpointError, DataError
+from .images import ImageSet
+from .settings import DataSettings
+
+NESTED = ("state_dict", "model", "model_state_dict", "model_weights")  # where training scripts put the weights
+
+
+def load_own_model(factory: str, weights: str | Path | None) -> nn.Module:
+    """Make a network by calling a function of the user's, and fill it.
+
+    Args:
+        factory: "package.module:function"; looked for in the current folder too.
+        weights: Its state dict; None: as the function made it.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        UsageError: The factory cannot be found, fails, or makes no torch module.
+    """
+    module_name, colon, name = factory.partition(":")
+    if not (module_name and colon and name):
+        raise UsageError(f"--model is {factory!r}; write it as package.module:function.")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; the console script does not
+    try:
+        module = importlib.import_module(module_name)
+        made = getattr(module, name)()
+    except Exception as error:  # the user's code can raise anything
+        raise UsageError(f"--model {factory} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"--model {factory} gives a {type(made).__name__}; a torch.nn.Module is wanted.")
+    if weights is not None:
+        _fill(made, Path(weights))
+    return made.eval()
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    state = read_state(path)
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {first}") from error
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from a file of tensors; nothing in the file is executed.
+
+    Args:
+        path: .safetensors, or what torch.save made of tensors and plain containers.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}; give the path of a state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is no whole file of tensors ({first}); save the state dict again.") from error
+    for key in NESTED:
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+        raise CheckpointError(f"{path} holds no state dict; save `model.state_dict()`.")
+    return held
+
+
+def load_examples(
+    data: str, input_shape: tuple[int, ...] | None, part: Literal["train", "test"]
+) -> ImageSet | tuple[Tensor, Tensor]:
+    """Examples for a network of the user's.
+
+    Args:
+        data: An .npz with x and y, an image folder, or the name of a data set.
+        input_shape: Channels, height and width, for images; an .npz goes in as it is.
+        part: Which part of a data set that has two.
+
+    Returns:
+        Images of that shape in [0, 1]; from an .npz, tensors x (bytes as floats in [0, 1]) and y.
+
+    Raises:
+        UsageError: Images are named without an input shape.
+        DataError: The file cannot be read, or holds something else.
+    """
+    if Path(data).suffix == ".npz":
+        return _read_npz(Path(data))
+    if input_shape is None or len(input_shape) != 3:
+        raise UsageError(f"{data} holds images; say what size your network takes, as in --input-shape 3 224 224.")
+    target = load_data(DataSettings(data=data), (input_shape[0], input_shape[1], input_shape[2]))
+    return target.train if part == "train" else target.test
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
+    if not path.is_file():
+        raise DataError(f"There is no file {path}; give an .npz with x and y.")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            missing = {"x", "y"} - set(held.files)
+            if missing:
+                raise DataError(f"{path} has no {' and no '.join(sorted(missing))}; it holds {', '.join(held.files)}.")
+            x, y = held["x"], held["y"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no whole .npz ({error}); save it again.") from error
+    if x.dtype.kind not in "fiu" or y.dtype.kind not in "iu" or y.ndim != 1 or len(x) != len(y) or not len(y):
+        raise DataError(
+            f"{path} holds x {x.dtype} {x.shape} and y {y.dtype} {y.shape}; numbers [n, ...] and labels [n] are wanted."
+        )
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise DataError(f"{path} holds NaN or infinite numbers in x; take those examples out.")
+    inputs = torch.from_numpy(np.ascontiguousarray(x))
+    return (inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs), torch.from_numpy(y.astype(np.int64))

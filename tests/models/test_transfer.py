@@ -1,0 +1,188 @@
+"""The last k blocks mean the same everywhere, and cutting a network changes nothing about it."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+from upweight import UsageError
+from upweight.models.transfer import block_names, chain, head_name, resolve_parameters, split, with_new_head
+from upweight.models.zoo import ARCHITECTURES, build
+
+BLOCKS = {"small_resnet": 9, "resnet18": 8, "resnet50": 16, "wide_resnet50_2": 16, "mobilenet_v2": 17}
+
+
+def network(architecture, device="cpu"):
+    channels = 1 if architecture == "small_resnet" else 3
+    with torch.device(device):
+        return build(
+            architecture,
+            num_classes=5,
+            mean=(0.4,) * channels,
+            std=(0.3,) * channels,
+            input_shape=(channels, 32, 32),
+        )
+
+
+@pytest.mark.parametrize("architecture", ["small_resnet", "resnet18", "resnet50", "mobilenet_v2"])
+def test_chain_composes_to_the_forward_pass(architecture):
+    torch.manual_seed(0)
+    model = network(architecture).eval()
+    x = torch.rand(2, *model.spec.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)
+        assert expected.isfinite().all()
+        assert not torch.equal(expected[0], expected[1])
+        composed = x
+        for _, module in chain(model):
+            composed = module.eval()(composed)
+        assert torch.equal(composed, expected)
+        for k in (0, 1, BLOCKS[architecture]):
+            parts = split(model, k)
+            assert torch.equal(parts.trained.eval()(parts.frozen.eval()(x)), expected)
+
+
+def test_wide_resnet_is_chained_as_its_narrow_twin():
+    wide, narrow = (chain(network(name, "meta")) for name in ("wide_resnet50_2", "resnet50"))
+    assert [(name, type(module)) for name, module in wide] == [(name, type(module)) for name, module in narrow]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_split_covers_every_parameter_once(architecture):
+    model = network(architecture, "meta")
+    names = [name for name, _ in model.named_parameters()]
+    for k in range(BLOCKS[architecture] + 1):
+        parts = split(model, k)
+        frozen = {id(p) for p in parts.frozen.parameters()}
+        trained = {id(p) for p in parts.trained.parameters()}
+        assert not frozen & trained
+        assert len(frozen) + len(trained) == len(names)
+        assert {id(model.get_parameter(name)) for name in parts.parameters} == trained
+        assert list(parts.parameters) == [name for name in names if name in parts.parameters]
+
+
+def modules_of(names):
+    return {".".join(name.split(".")[1:3]) for name in names}
+
+
+def test_resnet50_blocks_are_those_of_the_paper():
+    model = network("resnet50", "meta")
+    head = {"fc.weight", "fc.bias"}
+    assert modules_of(split(model, 0).parameters) == head
+    assert modules_of(split(model, 1).parameters) == {"layer4.2"} | head
+    assert modules_of(split(model, 3).parameters) == {f"layer4.{i}" for i in range(3)} | head
+    nine = {f"layer3.{i}" for i in range(6)} | {f"layer4.{i}" for i in range(3)} | head
+    assert modules_of(split(model, 9).parameters) == nine
+
+
+def test_mobilenet_trains_its_last_convolution_with_its_last_block():
+    model = network("mobilenet_v2", "meta")
+    assert block_names(model)[0] == "net.features.1"
+    assert block_names(model)[-1] == "net.features.17"
+    assert modules_of(split(model, 0).parameters) == {"classifier.1"}
+    assert modules_of(split(model, 1).parameters) == {"features.17", "features.18", "classifier.1"}
+
+
+def test_dropout_before_mobilenets_head_is_trained_with_it():
+    parts = split(network("mobilenet_v2", "meta"), 0)
+    assert [type(m) for m in parts.trained] == [nn.Dropout, nn.Linear]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("k", [-1, 99])
+def test_k_beyond_the_blocks_is_refused(architecture, k):
+    model = network(architecture, "meta")
+    with pytest.raises(UsageError, match=f"k is {k}, but this network has {BLOCKS[architecture]} residual blocks"):
+        split(model, k)
+
+
+def test_plain_torchvision_networks_have_blocks_too():
+    with torch.device("meta"):
+        model = torchvision_models.resnet18(num_classes=3)
+    assert block_names(model)[-1] == "layer4.1"
+    assert resolve_parameters(model, "blocks:0") == resolve_parameters(model, "head") == ("fc.weight", "fc.bias")
+    assert "layer4.1.conv1.weight" in resolve_parameters(model, "blocks:1")
+    assert "layer4.0.conv1.weight" not in resolve_parameters(model, "blocks:1")
+
+
+def test_other_networks_have_no_known_blocks():
+    with pytest.raises(UsageError, match="blocks of a Sequential are not known"):
+        split(nn.Sequential(nn.Linear(3, 2)), 0)
+
+
+class Own(nn.Module):
+    def __init__(self, blocks):
+        super().__init__()
+        self.upweight_blocks = blocks
+        self.first = nn.Linear(4, 4)
+        self.body = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(3)])
+        self.out = nn.Linear(4, 2)
+
+
+def test_own_network_names_its_blocks():
+    model = Own(["body.0", "body.1", "body.2"])
+    assert resolve_parameters(model, "blocks:0") == ("out.weight", "out.bias")
+    assert resolve_parameters(model, "blocks:2") == ("body.1.weight", "body.2.weight", "out.weight", "out.bias")
+    with pytest.raises(UsageError, match="has 3 residual blocks"):
+        resolve_parameters(model, "blocks:4")
+    with pytest.raises(UsageError, match=r"names 'body.7'"):
+        resolve_parameters(Own(["body.7"]), "blocks:1")
+
+
+def test_words_and_names_resolve_in_the_models_order():
+    model = Own([])
+    assert head_name(model) == "out"
+    assert resolve_parameters(model, "all") == tuple(name for name, _ in model.named_parameters())
+    assert resolve_parameters(model, ["out.bias", "body", "first.weight", "body.1"]) == (
+        "first.weight",
+        "body.0.weight",
+        "body.1.weight",
+        "body.2.weight",
+        "out.bias",
+    )
+    assert resolve_parameters(model, "first") == ("first.weight", "first.bias")
+
+
+def test_head_of_a_bare_linear_layer_is_the_layer():
+    assert resolve_parameters(nn.Linear(3, 2), "head") == ("weight", "bias")
+
+
+def test_tied_head_resolves_to_the_name_the_model_lists():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert resolve_parameters(model, "head") == ("0.weight",)
+    assert resolve_parameters(model, ["1.weight"]) == ("0.weight",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("blocks:x", "should end in a number"),
+        ("blocks:-1", "should end in a number"),
+        ("tail", "no parameter or module 'tail'"),
+        (["first.weight", "nothing"], "no parameter or module 'nothing'"),
+        ([], "holds no parameter"),
+    ],
+)
+def test_unknown_words_are_refused(spec, words):
+    with pytest.raises(UsageError, match=words):
+        resolve_parameters(Own([]), spec)
+
+
+def test_network_without_a_linear_layer_has_no_head():
+    with pytest.raises(UsageError, match="has no linear layer"):
+        resolve_parameters(nn.Conv2d(1, 1, 1), "head")
+
+
+def test_new_head_depends_on_the_seed_alone_and_leaves_the_source_be():
+    model = network("small_resnet").eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    one, same, other = (with_new_head(model, 3, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one.net.head.weight, same.net.head.weight)
+    assert not torch.equal(one.net.head.weight, other.net.head.weight)
+    assert one.spec.num_classes == 3
+    assert model.spec.num_classes == 5
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    one.net.stem[0].weight.data.zero_()
+    assert model.net.stem[0].weight.abs().sum() > 0
