@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import UpweightError, UsageError
+from .. import UsageError
 from .errors import CheckpointError
 from .layouts import interpret
 from .legacy import Unpickled, unpickle
@@ -23,6 +23,7 @@ from .zoo import Classifier, ModelSpec
 
 FORMAT = "upweight-model"
 VERSION = 1
+_HEADER = "upweight"
 
 SOURCES = ("natural", "robust")
 
@@ -122,13 +123,9 @@ def save_model(path: str | Path, model: Classifier, metadata: Mapping[str, Any])
         model: The network.
         metadata: Plain JSON values kept in the file's header.
     """
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "spec": json.dumps(model.spec.to_dict()),
-        "metadata": json.dumps(dict(metadata)),
-    }
-    write_tensors(Path(path), model.state_dict(), header)
+    content = {"format": FORMAT, "version": VERSION, "spec": model.spec.to_dict(), "metadata": dict(metadata)}
+    # one entry: safetensors writes several in an order of its own, and equal models shall make equal files
+    write_tensors(Path(path), model.state_dict(), {_HEADER: json.dumps(content)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -222,10 +219,10 @@ def load_model(
         raise CheckpointError(f"There is no weight file {path}; give the path of one, or {' or '.join(SOURCES)}.")
     options = {"architecture": architecture, "input_shape": input_shape, "mean": mean, "std": std}
     read, header = _read(path)
-    if header.get("format") == FORMAT:
+    if _HEADER in header:
         if given := [name for name, value in options.items() if value is not None]:
             raise UsageError(f"{path} says itself what it holds; leave {', '.join(given)} out.")
-        spec, metadata = _own_header(path, header)
+        spec, metadata = _own_header(path, header[_HEADER])
         tensors: Mapping[str, Tensor] = read.content
         facts = [f"{spec.architecture} with {spec.num_classes} classes", "normaliser from the file"]
     else:
@@ -257,10 +254,12 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
-def _own_header(path: Path, header: Mapping[str, str]) -> tuple[ModelSpec, dict[str, Any]]:
-    if header.get("version") != str(VERSION):
-        raise CheckpointError(f"{path} has the format version {header.get('version')}; this release reads {VERSION}.")
+def _own_header(path: Path, words: str) -> tuple[ModelSpec, dict[str, Any]]:
     try:
-        return ModelSpec.from_dict(json.loads(header["spec"])), dict(json.loads(header["metadata"]))
-    except (KeyError, ValueError, TypeError, IndexError, UpweightError) as error:
+        header = json.loads(words)
+        version = header["version"] if header["format"] == FORMAT else f"of {header['format']}"
+        if version != VERSION:
+            raise CheckpointError(f"{path} has the format version {version}; this release reads {FORMAT} {VERSION}.")
+        return ModelSpec.from_dict(header["spec"]), dict(header["metadata"])
+    except (KeyError, ValueError, TypeError, IndexError, UsageError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error}); copy it again.") from error

@@ -144,15 +144,15 @@ def pretrain(
         accuracy = _accuracies(model, data, settings, device, progress)
     record = _record(settings, data, len(images), state, accuracy)
     save_model(out, model.cpu().to(memory_format=torch.contiguous_format), record)
-    record["sha256"] = file_hash(out)
+    record |= {"device": str(device), "seconds": round(state.seconds, 1), "sha256": file_hash(out)}
     write_json(out.with_suffix(".json"), record)
     partial.unlink(missing_ok=True)
     return record
 
 
 def _recipe(settings: PretrainSettings) -> dict[str, Any]:
-    """The settings that belong to the result: all but where the files lie."""
-    return {name: value for name, value in asdict(settings).items() if name not in {"root", "download"}}
+    """The settings that belong to the result: all but where the files lie and where it is computed."""
+    return {name: value for name, value in asdict(settings).items() if name not in {"root", "download", "device"}}
 
 
 def _finished(out: Path, decisive: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,6 +227,5 @@ def _record(
         },
         "accuracy": accuracy,
         "history": state.history,
-        "seconds": round(state.seconds, 1),
         "versions": versions(),
     }

@@ -123,8 +123,7 @@ def save_partial(path: Path, module: nn.Module, optimizer: SGD, state: FitState,
         if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
             tensors[f"momentum.{position}"] = buffer
     kept = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds, "settings": dict(settings)}
-    header = {"format": "upweight-partial-fit", "state": json.dumps(kept)}
-    write_tensors(path, tensors, header, durable=False)
+    write_tensors(path, tensors, {"upweight-partial-fit": json.dumps(kept)}, durable=False)
 
 
 def load_partial(path: Path, module: nn.Module, optimizer: SGD, settings: Mapping[str, Any]) -> FitState:
@@ -143,7 +142,7 @@ def load_partial(path: Path, module: nn.Module, optimizer: SGD, settings: Mappin
         return FitState()
     try:
         tensors, header = read_tensors(path)
-        kept = json.loads(header["state"])
+        kept = json.loads(header["upweight-partial-fit"])
     except (CheckpointError, KeyError, ValueError):
         return FitState()  # nothing is lost but time: the fit is a function of its settings
     require_same_settings(path, kept["settings"], settings)
