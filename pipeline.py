@@ -1,26 +1,119 @@
-"""The stages, composed: the only module that knows all four folders.
+"""The stages, composed; with `questions`, which asks about finished runs, the only module that knows all four folders.
 
 Heavy modules are imported inside the functions that need them, so that the command line can show its options at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UsageError
 from .influence.settings import AttributeSettings
+from .models.settings import DataSettings, FineTuneSettings, PretrainSettings
+from .reports.settings import ReportSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from .influence.attribute import Prepared, Variant
+    from .cache.store import Store
+    from .influence.attribute import Fitted, Prepared, Variant
     from .influence.curvature import Curvature
     from .influence.examples import Progress, Source
     from .influence.problem import Loss
     from .influence.scores import Scores
+    from .influence.side import Side
+    from .models.runs import Run
+    from .reports.runs import RunView
+
+STORE_FILE = "influence.h5"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareSettings:
+    """Which runs the main job makes and compares."""
+
+    sources: tuple[str, ...] = ("natural", "robust")
+    """Source networks: natural and robust are shipped; anything else is a checkpoint file."""
+
+    k: tuple[int, ...] = (0, 1)
+    """Numbers of residual blocks fine-tuned together with the head; 0 is the head alone."""
+
+    seeds: int = 3
+    """Repetitions; the i-th has the paper's seed 20000000 + 100000 i."""
+
+    out: str = "upweight-out"
+    """Folder for runs/ and report/."""
+
+    overwrite: bool = False
+    """Replace runs and scores that were made under other settings."""
+
+    def __post_init__(self) -> None:
+        if not self.sources or not self.k:
+            raise UsageError("sources and k need at least one entry each.")
+        for name in ("sources", "k"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise UsageError(f"{name} names the same thing twice: {' '.join(map(str, getattr(self, name)))}.")
+        if self.seeds < 1:
+            raise UsageError(f"seeds must be at least 1, got {self.seeds}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """Where a fine-tuned network begins."""
+
+    source: str = "natural"
+    """natural or robust (shipped), or a checkpoint file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSettings:
+    """A network that upweight knows nothing about, and its data."""
+
+    model: str | None = None
+    """PACKAGE.MODULE:FACTORY, a function without arguments that makes your network; found from the current folder too."""
+
+    weights: str | None = None
+    """Its state dict: .safetensors, or a torch file of tensors."""
+
+    train: str | None = None
+    """The examples it was fitted on: an .npz with x and y, an image folder, or the name of a data set."""
+
+    queries: str | None = None
+    """Likewise; not given: the train set on itself."""
+
+    weight_decay: float | None = None
+    """L2 penalty that it was trained with."""
+
+    input_shape: tuple[int, ...] | None = None
+    """Channels, height and width it takes, for an image folder or a named data set; an .npz goes in as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Where a report lies, and its numbers."""
+
+    page: Path
+    stats: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`.
+
+        Returns:
+            Path of the page, and everything that stats.json holds.
+        """
+        return {"page": str(self.page), "stats": dict(self.stats)}
+
+    def to_text(self) -> str:
+        """For the terminal.
+
+        Returns:
+            The main tables, and where the page lies.
+        """
+        return f"Report: {self.page}"
 
 
 def attribute(
@@ -38,7 +131,8 @@ def attribute(
     device: str = "auto",
     batch_size: int | None = None,
     out: str | Path | None = None,
-    progress: None | bool | Progress = None,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
 ) -> Scores:
     """Which train examples, upweighted, would change the loss of each query: score[t, i] = + g_t^T H^+ g_i.
 
@@ -58,6 +152,7 @@ def attribute(
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch_size: Examples in one pass of the network (256 by default); changes no number.
         out: Path of an HDF5 store, resumable; None keeps the scores in memory.
+        overwrite: Replace a store that was made under other settings.
         progress: None, True for a bar on the terminal, or a function of (stage, done, total).
 
     Returns:
@@ -69,11 +164,19 @@ def attribute(
         SolveError: Gradients depend on the batch, values are not finite, or the curvature cannot be inverted as asked.
         StoreError: `out` holds something else, or was made under other settings.
     """
+    from torch import nn
+
     from .influence.attribute import Variant, prepare
     from .influence.problem import evaluating
     from .models.device import resolve_device
     from .reports.progress import reporter
 
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
+    if curvature is not None and (isinstance(curvature, type) or not hasattr(curvature, "fit")):
+        raise UsageError(
+            f"curvature is {curvature!r}; give an object such as upweight.LinearHead() or upweight.Hessian()."
+        )
     names, head = _resolve(model, parameters)
     report = reporter(progress)
     with evaluating(model):
@@ -95,7 +198,7 @@ def attribute(
             query_label=query_label,  # type: ignore[arg-type]  # checked by Variant
             train_scores=train_scores,
         )
-        return _score(prepared, [variant], out, report)[""]
+        return _score(prepared, [variant], out, report, overwrite=overwrite)[""]
 
 
 def open_scores(path: str | Path, variant: str = "") -> Scores:
@@ -135,29 +238,442 @@ def _default_curvature(prepared: Prepared) -> Curvature[Any]:
 
 
 def _score(
-    prepared: Prepared, variants: Sequence[Variant], out: str | Path | None, report: Progress | None
+    prepared: Prepared,
+    variants: Sequence[Variant],
+    out: str | Path | None,
+    report: Progress | None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Scores]:
     """Fit and score every variant, into memory or into one store."""
-    from .influence.attribute import ArraySink, examples, fit, sides, write_scores
+    from .influence.attribute import fit, write_scores
+
+    if out is not None:
+        config = _config(prepared, variants) if config is None else config
+        finished = None if overwrite else _finished(Path(out), config)
+        if finished is not None:
+            return finished
+    fitted = {variant.name: fit(prepared, variant, report) for variant in variants}
+    if out is None:
+        return {name: _in_memory(prepared, one, report) for name, one in fitted.items()}
+    assert config is not None  # made above for every store
+    store = _store(prepared, list(fitted.values()), Path(out), config, overwrite=overwrite)
+    with store:
+        for name, one in fitted.items():
+            write_scores(prepared, one, store.sink(name), report)
+        store.finish()
+    return {name: open_scores(out, name) for name in fitted}
+
+
+def _in_memory(prepared: Prepared, one: Fitted, report: Progress | None) -> Scores:
+    from .influence.attribute import ArraySink, examples, sides, write_scores
     from .influence.scores import Scores
 
-    fitted = [fit(prepared, variant, report) for variant in variants]
     queries, train = examples(prepared)
-    dtype = str(prepared.problem.dtype).removeprefix("torch.")
-    scores = {}
-    for one in fitted:
-        sink = ArraySink(sides(prepared, one.variant), dtype)
-        write_scores(prepared, one, sink, report)
-        meta = one.meta(prepared)
-        on_train = None
-        if "train" in sink.matrices:
-            on_train = Scores(sink.matrices["train"], train, train, spectrum=one.spectrum, meta=meta, on_itself=True)
-        if queries is None:
-            assert on_train is not None  # without queries the train set is always scored on itself
-            scores[one.variant.name] = on_train
-        else:
-            matrix = sink.matrices["queries"]
-            scores[one.variant.name] = Scores(
-                matrix, queries, train, spectrum=one.spectrum, meta=meta, on_train=on_train
+    sink = ArraySink(sides(prepared, one.variant), str(prepared.problem.dtype).removeprefix("torch."))
+    write_scores(prepared, one, sink, report)
+    meta, on_train = one.meta(prepared), None
+    if "train" in sink.matrices:
+        on_train = Scores(sink.matrices["train"], train, train, spectrum=one.spectrum, meta=meta, on_itself=True)
+    if queries is None:
+        assert on_train is not None  # without queries the train set is always scored on itself
+        return on_train
+    return Scores(sink.matrices["queries"], queries, train, spectrum=one.spectrum, meta=meta, on_train=on_train)
+
+
+def _store(
+    prepared: Prepared, fitted: Sequence[Fitted], out: Path, config: Mapping[str, Any], *, overwrite: bool
+) -> Store:
+    """The store that these variants go into: new, or the one that was begun."""
+    from .cache.store import Store, VariantLayout
+    from .influence.attribute import examples, sides, tile_shape
+
+    queries, train = examples(prepared)
+    rows, columns = tile_shape(prepared)
+    return Store.create_or_resume(
+        out,
+        queries=queries,
+        train=train,
+        variants=[
+            VariantLayout(
+                name=one.variant.name,
+                attributes=one.meta(prepared),
+                spectrum=one.spectrum,
+                train_scores="train" in sides(prepared, one.variant),
             )
-    return scores
+            for one in fitted
+        ],
+        attributes={},
+        config=config,
+        dtype=str(prepared.problem.dtype).removeprefix("torch."),
+        rows_per_tile=rows,
+        columns_per_tile=columns,
+        overwrite=overwrite,
+    )
+
+
+def _config(prepared: Prepared, variants: Sequence[Variant]) -> dict[str, Any]:
+    """What tells two stores of a network in memory apart: settings, weights and examples."""
+    from .cache.provenance import array_hash
+
+    def hashed(side: Side) -> str:
+        return array_hash(side.logits.cpu().numpy()) + array_hash(side.examples.label)
+
+    problem = prepared.problem
+    weights = {
+        name: array_hash(value.cpu().reshape(-1).numpy())
+        for name, value in sorted({**problem.fixed, **problem.theta}.items())
+    }
+    return {
+        "parameters": list(problem.theta),
+        "weights": weights,
+        "train": hashed(prepared.train),
+        "queries": None if prepared.queries is None else hashed(prepared.queries),
+        "dtype": str(problem.dtype),
+        "weight_decay": prepared.facts["weight_decay"],
+        "variants": [
+            {
+                "name": variant.name,
+                "curvature": variant.curvature.settings(),
+                "query_label": variant.query_label,
+                "train_scores": variant.train_scores,
+            }
+            for variant in variants
+        ],
+    }
+
+
+# ---- stages over run folders -----------------------------------------------------------------------------------------------
+
+
+def pretrain(settings: PretrainSettings, out: Path, *, progress: bool | Progress | None = None) -> dict[str, Any]:
+    """Train a source network.
+
+    Args:
+        settings: Data, architecture and recipe.
+        out: Path of the .safetensors file.
+        progress: As in `attribute`.
+
+    Returns:
+        Its record: settings, accuracies, hash.
+    """
+    from .models.pretrain import pretrain
+    from .reports.progress import reporter
+
+    return pretrain(settings, out, progress=reporter(progress))
+
+
+def fine_tune(
+    source: SourceSettings,
+    data: DataSettings,
+    settings: FineTuneSettings,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
+) -> Run:
+    """Fine-tune a source on a target into a run folder.
+
+    Args:
+        source: Where to begin.
+        data: The target.
+        settings: The recipe.
+        out: The run folder.
+        overwrite: Replace a run that was made with other settings.
+        progress: As in `attribute`.
+
+    Returns:
+        The run.
+    """
+    from .models.checkpoints import load_model
+    from .models.data import load_data
+    from .models.finetune import fine_tune
+    from .reports.progress import reporter
+
+    network = load_model(source.source)
+    target = load_data(data, network.spec.input_shape)
+    return fine_tune(network, target, settings, out, reporter(progress), overwrite=overwrite)
+
+
+def attribute_run(
+    run: Path | Run,
+    settings: AttributeSettings,
+    *,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
+) -> dict[str, Scores]:
+    """Score the test and train set of a run into its influence.h5; what is there already is not computed again.
+
+    Args:
+        run: A run folder, or a run already read.
+        settings: Parameters, curvature, label.
+        overwrite: Replace scores that were made under other settings.
+        progress: As in `attribute`.
+
+    Returns:
+        Scores by variant; the main one is named "".
+    """
+    from .influence.attribute import prepare
+    from .influence.problem import evaluating
+    from .models.device import resolve_device
+    from .models.runs import Run, load_run
+    from .reports.progress import reporter
+
+    run = run if isinstance(run, Run) else load_run(run)
+    report = reporter(progress)
+    out = run.path / STORE_FILE
+    config = {
+        **{name: value for name, value in asdict(settings).items() if name not in ("device", "batch_size")},
+        "model_sha256": run.info["model_sha256"],
+        "data_sha256": run.info["data"]["fingerprint"],
+    }
+    finished = _finished(out, config) if not overwrite else None
+    if finished is not None:
+        return finished
+    network = run.model.model
+    names, head = _resolve(network, _words(settings.parameters))
+    decay = float(run.info["weight_decay"])
+    with evaluating(network):
+        prepared = prepare(
+            network,
+            run.train,
+            run.test,
+            parameters=names,
+            head=head,
+            loss=None,
+            dtype=_dtype(settings.dtype),
+            device=resolve_device(settings.device),
+            batch_size=settings.batch_size,
+            weight_decay=decay,
+            train_index=run.train.index.tolist(),
+            query_index=run.test.index.tolist(),
+            progress=report,
+        )
+        return _score(prepared, _variants(prepared, settings, decay), out, report, config, overwrite=overwrite)
+
+
+def attribute_own(
+    own: OwnSettings,
+    settings: AttributeSettings,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
+) -> dict[str, Scores]:
+    """Score the examples of anyone's network into OUT/influence.h5.
+
+    Args:
+        own: The network and its data.
+        settings: Parameters, curvature, label.
+        out: Folder to make.
+        overwrite: Replace scores that were made under other settings.
+        progress: As in `attribute`.
+
+    Returns:
+        Scores by variant; the main one is named "".
+
+    Raises:
+        UsageError: No network or no train set is named.
+    """
+    from .influence.attribute import prepare
+    from .influence.problem import evaluating
+    from .models.device import resolve_device
+    from .models.own import load_examples, load_own_model
+    from .reports.progress import reporter
+
+    if own.model is None or own.train is None:
+        raise UsageError("A network of your own needs --model and --train.")
+    network = load_own_model(own.model, own.weights)
+    train = load_examples(own.train, own.input_shape, part="train")
+    queries = None if own.queries is None else load_examples(own.queries, own.input_shape, part="test")
+    report = reporter(progress)
+    names, head = _resolve(network, _words(settings.parameters))
+    with evaluating(network):
+        prepared = prepare(
+            network,
+            train,
+            queries,
+            parameters=names,
+            head=head,
+            loss=None,
+            dtype=_dtype(settings.dtype),
+            device=resolve_device(settings.device),
+            batch_size=settings.batch_size,
+            weight_decay=own.weight_decay,
+            progress=report,
+        )
+        variants = _variants(prepared, settings, own.weight_decay)
+        out.mkdir(parents=True, exist_ok=True)
+        return _score(prepared, variants, out / STORE_FILE, report, overwrite=overwrite)
+
+
+def _finished(out: Path, config: Mapping[str, Any]) -> dict[str, Scores] | None:
+    """The scores of a finished store; None when there is none yet. One of other settings is refused before any dear step."""
+    from .cache.files import partial_path
+    from .cache.identity import refuse_other
+    from .cache.provenance import plain
+    from .cache.store import open_store
+
+    if not out.exists() and not partial_path(out).exists():
+        return None
+    with open_store(out, allow_partial=True) as store:
+        refuse_other(out, {"settings": store.contents.config}, {"settings": plain(config)})
+        names = store.contents.variants
+    return {name: open_scores(out, name) for name in names} if out.exists() else None
+
+
+def _words(parameters: str) -> str | list[str]:
+    return parameters if "," not in parameters else [name.strip() for name in parameters.split(",")]
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    return None if name is None else {"float32": torch.float32, "float64": torch.float64}[name]
+
+
+def _variants(prepared: Prepared, settings: AttributeSettings, weight_decay: float | None) -> list[Variant]:
+    """The main scores that the settings ask for, and those that go beside them."""
+    from .influence.attribute import Variant
+
+    main = Variant(
+        curvature=_curvature(prepared, settings),
+        query_label=settings.query_label,  # type: ignore[arg-type]  # checked by the settings
+        train_scores=settings.train_scores,
+    )
+    variants = [main]
+    if "damped" in settings.also:
+        if not weight_decay:
+            raise UsageError(
+                "The damped scores take the run's weight decay as damping, and it has none; leave `damped` out."
+            )
+        damped = _curvature(prepared, replace(settings, damping=weight_decay))
+        variants.append(replace(main, curvature=damped, name="damped"))
+    if "predicted" in settings.also:
+        variants.append(replace(main, query_label="predicted", train_scores=False, name="predicted"))
+    return variants
+
+
+def _curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature[Any]:
+    from .influence.gradient_dot import GradientDot
+    from .influence.head import LinearHead
+    from .influence.hessian import Hessian
+
+    name = settings.curvature
+    if name == "auto":
+        name = "linear-head" if prepared.problem.linear else "hessian"
+    if name == "linear-head":
+        return LinearHead(damping=settings.damping, rcond=settings.rcond)
+    if name == "hessian":
+        return Hessian(
+            damping=settings.damping,
+            rcond=settings.rcond,
+            absolute=settings.absolute,
+            negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion
+        )
+    return GradientDot(cosine=name == "gradient-cosine")
+
+
+def compare(
+    settings: CompareSettings,
+    data: DataSettings,
+    recipe: FineTuneSettings,
+    page: ReportSettings,
+    *,
+    progress: bool | Progress | None = None,
+) -> Report:
+    """The main job: fine-tune every source, score every run, and put them side by side.
+
+    Args:
+        settings: Sources, blocks, seeds and where to.
+        data: The target.
+        recipe: The fine-tuning recipe; its k and seed are set run by run.
+        page: How the report is made.
+        progress: As in `attribute`.
+
+    Returns:
+        The report.
+    """
+    from .models.checkpoints import load_model
+    from .models.data import load_data, paper_seed
+    from .models.finetune import fine_tune
+    from .reports.progress import reporter
+
+    report = reporter(progress)
+    how = AttributeSettings(train_scores=True, also=("damped", "predicted"), device=recipe.device)
+    networks = [load_model(source) for source in settings.sources]
+    plan = [(network, k, paper_seed(i)) for network in networks for k in settings.k for i in range(settings.seeds)]
+    out = Path(settings.out)
+    folders = []
+    for i, (network, k, seed) in enumerate(plan):
+        folder = out / "runs" / f"{network.name}-k{k}-s{seed}"
+        said = _prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
+        target = load_data(data, network.spec.input_shape)
+        run = fine_tune(network, target, replace(recipe, k=k, seed=seed), folder, said, overwrite=settings.overwrite)
+        attribute_run(run, how, overwrite=settings.overwrite, progress=said)
+        folders.append(folder)
+    return make_report(folders, out / "report", page, progress=report)
+
+
+def _prefixed(report: Progress | None, name: str) -> Progress | None:
+    if report is None:
+        return None
+    return lambda stage, done, total: report(f"{name}: {stage}", done, total)
+
+
+def make_report(
+    folders: Sequence[Path], out: Path, settings: ReportSettings, *, progress: bool | Progress | None = None
+) -> Report:
+    """Tables, figures and one page from run folders.
+
+    Args:
+        folders: Run folders with influence.h5.
+        out: Folder for the page and its files.
+        settings: How it is made.
+        progress: As in `attribute`.
+
+    Returns:
+        The report.
+    """
+    from .reports.page import write_report
+    from .reports.progress import reporter
+
+    report = reporter(progress)
+    views = []
+    for i, folder in enumerate(folders):
+        views.append(_view(folder))
+        if report is not None:
+            report("read runs", i + 1, len(folders))
+    stats = write_report(views, out, settings, progress=report)
+    return Report(page=out / "index.html", stats=stats)
+
+
+def _view(folder: Path) -> RunView:
+    """A run as the report sees it."""
+    from .cache.store import open_store
+    from .influence.input_gradient import input_gradient
+    from .models.runs import load_run
+    from .reports.neighbours import one_per_class
+    from .reports.runs import RunView
+
+    run = load_run(folder)
+    store = folder / STORE_FILE
+    with open_store(store) as held:
+        variants = held.contents.variants
+    rows = one_per_class(run.test.labels.numpy())
+    gradients = input_gradient(run.model.model, run.test.images(rows.tolist()), run.test.labels[rows])
+    return RunView(
+        name=folder.name,
+        source=run.info["source"]["name"],
+        k=run.info["k"],
+        seed=run.info["seed"],
+        n=len(run.train),
+        info=run.info,
+        scores={name: open_scores(store, name) for name in variants},
+        class_names=run.class_names,
+        train_images=run.train.raw_images(slice(None)).numpy(),
+        query_images=run.test.raw_images(slice(None)).numpy(),
+        saliency_rows=rows,
+        saliency=gradients.numpy(),
+    )

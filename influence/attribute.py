@@ -215,6 +215,7 @@ def prepare(
         "p": problem.p,
         "num_classes": side.num_classes,
         "n": len(side),
+        "head_bias": head is not None and problem.head_parameters[1] is not None,
         "weight_decay": weight_decay,
         **stationarity(side, weight_decay),
     }

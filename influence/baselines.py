@@ -18,7 +18,7 @@ RANDOM_HEAD_SEED = 0
 
 
 def baseline_scores(
-    queries: Examples, train: Examples, target: NDArray[np.int64], inversion: Inversion
+    queries: Examples, train: Examples, target: NDArray[np.int64], inversion: Inversion, *, bias: bool = True
 ) -> dict[str, ScoreRows]:
     """Scores to compare a class-match rate with, as far as what is known of the examples allows.
 
@@ -27,6 +27,7 @@ def baseline_scores(
         train: The train set.
         target: The label that the loss of each query is taken at [m].
         inversion: Damping and cutoff of the random head's curvature.
+        bias: Whether the head has one.
 
     Returns:
         By name: "residual" r_t . r_i (the label and the confidence, no features); "cosine" of the features (no label at all);
@@ -45,8 +46,9 @@ def baseline_scores(
             f_t, f_i = queries.features.astype(np.float64), train.features.astype(np.float64)
             u_t, u_i = _unit(f_t), _unit(f_i)
             out["cosine"] = lambda rows: u_t[rows] @ u_i.T
-            out["gradient"] = lambda rows: (R_t[rows] @ R_i.T) * (f_t[rows] @ f_i.T + 1)
-            G_t, G_i = _random_head(f_t, target, f_i, train.label, R_i.shape[1], inversion)
+            f_t, f_i = (np.c_[f, np.ones(len(f))] if bias else f for f in (f_t, f_i))
+            out["gradient"] = lambda rows: (R_t[rows] @ R_i.T) * (f_t[rows] @ f_i.T)
+            G_t, G_i = _random_head(f_t, target, f_i, train.label, R_i.shape[1], inversion, bias=bias)
             out["random_head"] = lambda rows: G_t[rows] @ G_i.T
     return out
 
@@ -76,14 +78,21 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _random_head(
-    f_t: NDArray[Any], y_t: NDArray[Any], f_i: NDArray[Any], y_i: NDArray[Any], C: int, inversion: Inversion
+    f_t: NDArray[Any],
+    y_t: NDArray[Any],
+    f_i: NDArray[Any],
+    y_i: NDArray[Any],
+    C: int,
+    inversion: Inversion,
+    *,
+    bias: bool,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Solved query gradients and train gradients of a head with torch's default initialisation."""
     generator = torch.Generator().manual_seed(RANDOM_HEAD_SEED)
-    bound = f_i.shape[1] ** -0.5
-    W = (torch.rand(C, f_i.shape[1] + 1, generator=generator, dtype=torch.float64) * 2 - 1) * bound
+    bound = (f_i.shape[1] - bias) ** -0.5
+    W = (torch.rand(C, f_i.shape[1], generator=generator, dtype=torch.float64) * 2 - 1) * bound
     E = contrasts(C)
-    phi_t, phi_i = (torch.from_numpy(np.c_[f, np.ones(len(f))]) for f in (f_t, f_i))
+    phi_t, phi_i = torch.from_numpy(f_t), torch.from_numpy(f_i)
     labels_t, labels_i = torch.from_numpy(y_t), torch.from_numpy(y_i)
 
     V = row_space(phi_i)

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from .errors import SolveError
 from .examples import Reader
-from .problem import Problem, check_logits
+from .problem import Problem, check_logits, run_model
 from .side import to_problem
 
 FEW = 4
@@ -28,14 +28,14 @@ def check_batch_independence(problem: Problem, reader: Reader) -> None:
     rows = slice(0, min(FEW, len(reader)))
     x, y = reader.block(rows)
     x, y = to_problem(problem, x), y.to(problem.device)
-    with torch.no_grad():
-        check_logits(functional_call(problem.model, {**problem.fixed, **problem.theta}, (x,)), y, rows, reader.name)
-    # a lone example has nothing to be compared with: its own copy is company enough to show a dependence
-    if len(x) == 1:
-        x = torch.cat([x, x])
+    few = len(x)
+    # company that differs, even where the first examples are copies of each other
+    x = torch.cat([x, x / 2 if x.is_floating_point() else x.flip(0)])
     try:
-        together = [_gradient(problem, x, i) for i in range(len(x))]
-        alone = [_gradient(problem, x[i : i + 1], 0) for i in range(len(x))]
+        with torch.no_grad():
+            check_logits(run_model(problem, x, reader.name)[:few], y, rows, reader.name)
+        together = [_gradient(problem, x, i) for i in range(few)]
+        alone = [_gradient(problem, x[i : i + 1], 0) for i in range(few)]
     except ValueError as error:  # batch-norm in training mode refuses a batch of one
         raise SolveError(_refusal(problem, x, f"cannot run one example alone ({error})")) from error
     for i, (a, b) in enumerate(zip(alone, together, strict=True)):
@@ -53,7 +53,7 @@ def _gradient(problem: Problem, x: Tensor, i: int) -> Tensor:
     # not of the loss: on a confident example that is nothing but rounding, which differs between any two batch sizes
     theta = {name: value.detach().clone().requires_grad_() for name, value in problem.theta.items()}
     with torch.enable_grad():
-        logits = functional_call(problem.model, {**problem.fixed, **theta}, (x,))
+        logits = run_model(problem, x, "train", theta)
         mix = torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=logits.device)
         grads = torch.autograd.grad(logits[i] @ mix, list(theta.values()), allow_unused=True)
     flat = [torch.zeros_like(v) if g is None else g for g, v in zip(grads, theta.values(), strict=True)]

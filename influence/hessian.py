@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -183,7 +184,11 @@ def assemble_hessian(train: Side, batch_size: int) -> Float[Tensor, "p p"]:
             tangents = torch.zeros(min(chunk, p - first), p, dtype=start.dtype, device=start.device)
             tangents[torch.arange(len(tangents)), first + torch.arange(len(tangents))] = 1
             try:
-                H[first : first + len(tangents)] += vmap(product)(tangents)
+                with warnings.catch_warnings():
+                    # on first use torch imports its forward-mode formulas, which still call its own deprecated jit.script
+                    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+                    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+                    H[first : first + len(tangents)] += vmap(product)(tangents)
             except torch.OutOfMemoryError:
                 raise  # a RuntimeError too, but not about the model
             except (RuntimeError, NotImplementedError) as error:

@@ -126,12 +126,15 @@ class Problem:
         """
         return {name: value.double() if self.linear else value for name, value in self.theta.items()}
 
-    def gradients(self, z: Tensor, y: Int[Tensor, " b"]) -> Float[Tensor, "b p"]:
-        """Per-example gradients of the loss in the analysed parameters.
+    def gradients(self, z: Tensor, residual: Float[Tensor, "b C"]) -> Float[Tensor, "b p"]:
+        """Per-example gradients of the loss in the analysed parameters: the residual sent back through the network.
+
+        The residual comes from outside, in float64: autograd's own softmax minus one-hot has no digits left on an example that
+        is fitted well.
 
         Args:
             z: Features (linear problem) or inputs of b examples.
-            y: Labels.
+            residual: Gradients of their losses in the logits.
 
         Returns:
             Gradients [b, p], parameters flattened in the order of `theta`, nats per unit of parameter.
@@ -141,12 +144,13 @@ class Problem:
             OutOfMemoryError: The device's memory is full; a smaller batch size helps.
         """
 
-        def one(theta: dict[str, Tensor], z_i: Tensor, y_i: Tensor) -> Tensor:
-            return self.losses(self.logits(theta, z_i[None]), y_i[None])[0]
+        def one(theta: dict[str, Tensor], z_i: Tensor, r_i: Tensor) -> Tensor:
+            return self.logits(theta, z_i[None])[0] @ r_i
 
         theta = self.start()
+        r = residual.to(torch.float64 if self.linear else self.dtype)
         try:
-            by_name = vmap(grad(one), in_dims=(None, 0, 0))(theta, z, y)
+            by_name = vmap(grad(one), in_dims=(None, 0, 0))(theta, z, r)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but not about the model
         except RuntimeError as error:
@@ -188,12 +192,20 @@ class Problem:
 
         Returns:
             Losses [b] and residuals [b, C].
+
+        Raises:
+            ShapeError: The loss does not give one number an example.
         """
         if self.loss is None:
             return cross_entropy(logits, y), residuals(logits, y)
         at = logits.detach().double().requires_grad_()
         with torch.enable_grad():
             losses = self.loss(at, y)
+            if not isinstance(losses, Tensor) or losses.shape != y.shape:
+                found = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise ShapeError(
+                    f"`loss` gives {found} for {len(y)} examples; one loss an example is wanted, as with reduction='none'."
+                )
             (r,) = torch.autograd.grad(losses.sum(), at)
         return losses.detach(), r
 
@@ -248,6 +260,41 @@ def make_problem(
     return Problem(model, theta, every, head, loss, dtype, device)
 
 
+def run_model(problem: Problem, x: Tensor, name: str, theta: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The whole network on a block of inputs.
+
+    Args:
+        problem: The problem; its model is in eval mode.
+        x: Inputs, where the problem computes.
+        name: "train" or "queries".
+        theta: Values of the analysed parameters; None: the model's own.
+
+    Returns:
+        Logits [b, C].
+
+    Raises:
+        OutOfMemoryError: The device's memory is full; a smaller batch size helps.
+        ShapeError: The model cannot run on such inputs, or what it gives is not [b, C] with C > 1.
+    """
+    try:
+        out: object = functional_call(problem.model, {**problem.fixed, **(theta or problem.theta)}, (x,))
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too, but not about the shapes
+    except (RuntimeError, TypeError, IndexError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ShapeError(
+            f"{type(problem.model).__name__} cannot run on {name} inputs {x.dtype} {list(x.shape)}: {first}. Give inputs of the "
+            "shape and type that it was trained on."
+        ) from error
+    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x) or out.shape[1] < 2:
+        found = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ShapeError(
+            f"{type(problem.model).__name__} gives {found} for {len(x)} {name} examples; logits [b, C] with at least two "
+            "classes are needed."
+        )
+    return out
+
+
 def check_logits(logits: Tensor, y: Tensor, rows: slice, name: str) -> None:
     """Refuse outputs and labels that no score can be made of.
 
@@ -258,14 +305,9 @@ def check_logits(logits: Tensor, y: Tensor, rows: slice, name: str) -> None:
         name: "train" or "queries".
 
     Raises:
-        ShapeError: The output is not [b, C] with C > 1, or a label is outside the classes.
+        ShapeError: A label is outside the classes.
         SolveError: A logit is NaN or infinite.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != len(y) or logits.shape[1] < 2:
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ShapeError(
-            f"The model gives {found} for {len(y)} examples; logits [b, C] with at least two classes are needed."
-        )
     wrong = ((y < 0) | (y >= logits.shape[1])).nonzero()
     if len(wrong):
         at = int(wrong[0])

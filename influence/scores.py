@@ -164,7 +164,13 @@ class Scores:
         methods: dict[str, ScoreRows] = {"influence": lambda rows: self.matrix[rows]}
         if baselines:
             damping = self.spectrum.damping if self.spectrum is not None else 0.0
-            methods |= baseline_scores(self.queries, self.train, self.target(), Inversion(damping=damping))
+            methods |= baseline_scores(
+                self.queries,
+                self.train,
+                self.target(),
+                Inversion(damping=damping),
+                bias=self.meta.get("head_bias", True),
+            )
         m, n = len(self.queries), len(self.train)
         found = {name: neighbours(rows, m, n, k, on_itself=self.on_itself) for name, rows in methods.items()}
         return {name: self.train.label[order] == wanted[:, None] for name, order in found.items()}

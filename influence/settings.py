@@ -38,6 +38,10 @@ class AttributeSettings:
     train_scores: bool = False
     """Score the train set on itself too."""
 
+    also: tuple[str, ...] = ()
+    """Further scores in the same store: damped (the run's weight decay as damping) and predicted (queries at their predicted
+    label)."""
+
     dtype: str | None = None
     """float32 or float64, for gradients and stored scores; not given: the model's own."""
 
@@ -56,9 +60,12 @@ class AttributeSettings:
             if getattr(self, name) not in allowed:
                 shown = ", ".join(str(choice) for choice in allowed if choice is not None)
                 raise UsageError(f"{name} is {getattr(self, name)!r}; choose one of {shown}.")
-        if self.curvature != "hessian" and (self.absolute is not None or self.negative != "invert"):
+        for name in self.also:
+            if name not in ("damped", "predicted"):
+                raise UsageError(f"also is {name!r}; choose damped, predicted or both.")
+        if self.curvature not in ("hessian", "auto") and (self.absolute is not None or self.negative != "invert"):
             raise UsageError(f"absolute and negative belong to the hessian; the curvature here is {self.curvature}.")
-        if self.curvature.startswith("gradient") and (self.damping or self.rcond is not None):
+        if self.curvature.startswith("gradient") and (self.damping or self.rcond is not None or "damped" in self.also):
             raise UsageError(f"{self.curvature} has no curvature to damp or cut; leave damping and rcond out.")
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import functional_call
 
 from .errors import SolveError
 from .examples import Examples, Progress, Reader
-from .problem import Problem, check_logits
+from .problem import Problem, check_logits, run_model
 
 QueryLabel = Literal["true", "predicted"]
 
@@ -71,7 +70,7 @@ class Side:
         parts = []
         for start in range(rows.start, rows.stop, self.batch_size):
             part = slice(start, min(start + self.batch_size, rows.stop))
-            parts.append(self.problem.gradients(self.inputs(part), self.target[part]))
+            parts.append(self.problem.gradients(self.inputs(part), self.residual[part]))
         return torch.cat(parts)
 
 
@@ -119,8 +118,7 @@ def examine(
     with torch.no_grad(), head_inputs(problem) as caught:
         for rows, x, y in reader.blocks(batch_size):
             caught.clear()
-            every = {**problem.fixed, **problem.theta}
-            logits = functional_call(problem.model, every, (to_problem(problem, x),))
+            logits = run_model(problem, to_problem(problem, x), reader.name)
             y = y.to(problem.device)
             check_logits(logits, y, rows, reader.name)
             if problem.head is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from .. import UsageError
@@ -16,6 +17,7 @@ from .errors import SolveError
 from .spectrum import Spectrum
 
 Negative = Literal["invert", "drop"]
+SMALL = 1_000
 EVD_LIMIT = 32_766  # above, LAPACK's divide and conquer asks for a work array whose length overflows 32 bits
 
 
@@ -182,9 +184,11 @@ def eigendecompose(H: Float[Tensor, "size size"], eps: float) -> Eigen:
     else:
         driver: Literal["evd", "evr"] = "evd" if len(H) <= EVD_LIMIT else "evr"
         try:
-            lam_, V_ = scipy.linalg.eigh(
-                H.numpy().astype(np.float64, copy=False), driver=driver, check_finite=False, overwrite_a=True
-            )
+            # threads only slow a small matrix down, and a hundredfold on a machine that is busy with something else
+            with threadpool_limits(1 if len(H) <= SMALL else None, user_api="blas"):
+                lam_, V_ = scipy.linalg.eigh(
+                    H.numpy().astype(np.float64, copy=False), driver=driver, check_finite=False, overwrite_a=True
+                )
         except scipy.linalg.LinAlgError as error:
             raise SolveError(f"The eigendecomposition of the {len(H)} x {len(H)} curvature failed: {error}.") from error
         lam, V = torch.from_numpy(lam_), torch.from_numpy(V_)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,17 @@ class Table:
         if name not in self.columns:
             raise UsageError(f"This table has no column {name!r}; it has {', '.join(self.columns)}.")
         return self.columns[name]
+
+    def select(self, names: Iterable[str]) -> Table:
+        """Some of the columns.
+
+        Args:
+            names: Which, in the order wanted.
+
+        Returns:
+            A table with the same title and rows.
+        """
+        return Table({name: self[name] for name in names}, self.title)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of plain Python values.

@@ -1,0 +1,36 @@
+# make report   the main job on the embedded default: two sources, twelve runs, one page
+# make test     the tests                make lint     ruff and mypy
+# Each makes .venv first when it is not there, with the tested versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INPUTS := pyproject.toml setup.py constraints.txt
+JOBS ?= 2
+
+.PHONY: report test lint clean
+
+report: .venv/installed
+	$(BIN)/upweight compare --out upweight-out
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# through a link called upweight: mypy takes a package's name from its folder, and a clone's folder can be called anything
+	mkdir -p .venv/types && ln -sfn ../.. .venv/types/upweight
+	MYPYPATH=.venv/types $(BIN)/mypy $(foreach m,cli pipeline questions __main__,-m upweight.$(m)) \
+		$(foreach p,influence models cache reports,-p upweight.$(p))
+
+.venv/installed: $(INPUTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: $(INPUTS) .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,captum]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist upweight.egg-info upweight-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
