@@ -8,6 +8,7 @@ a file names becomes an inert stand-in. There is no third way.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 import warnings
@@ -217,7 +218,7 @@ def _tensor(view: _View, storages: dict[str, bytearray]) -> Tensor:
     data = storages[view.storage.key]
     start = view.storage.shift + view.offset
     last = start + sum((size - 1) * stride for size, stride in zip(view.size, view.stride, strict=True))
-    if (last + 1) * dtype.itemsize > len(data):
+    if max(last + 1, math.prod(view.size)) * dtype.itemsize > len(data):
         raise EOFError("a tensor reaches beyond its numbers")
     return torch.frombuffer(data, dtype=dtype).as_strided(view.size, view.stride, start).clone()
 
