@@ -10,6 +10,9 @@ from .intervals import Estimate
 from .labels import percent, percentage_points
 from .runs import Group
 
+MARGIN = 0.005
+"""Half a point: below it, rates are called equal."""
+
 
 def conclude(match: ClassMatch) -> list[str]:
     """What can and what cannot be concluded from one group's class match.
@@ -38,6 +41,11 @@ def _label(match: ClassMatch) -> str:
     )
     gains = {s: match.gain("rank1", "influence", "residual", s) for s in sources}
     adding = [s for s in sources if (gain := gains[s]) is not None and gain.low[0] > 0]
+    if not adding and any(influence[s] > residual[s] + MARGIN for s in sources):
+        return (
+            f"{rates}, and these runs do not tell influence apart from it: the true-label class match shows nothing yet about "
+            "the representation."
+        )
     if not adding:
         return (
             f"{rates}, and alone it does as well: the true-label class match carries no evidence about the "

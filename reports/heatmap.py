@@ -137,6 +137,7 @@ class HeatMaps:
             ax.set_ylabel(f"{self.side} queries, by class" if first else "")
             last = panel.variant == self.panels[-1].variant
             ax.set_xlabel("train examples, by class" if last else "")
+            ax.tick_params(labelleft=first, labelbottom=last)
 
 
 def _variants(group: Group) -> list[str]:
@@ -201,9 +202,9 @@ def _means(ax: Axes, panel: Panel, mean: np.ndarray, limit: float) -> AxesImage:
         for (i, j), value in np.ndenumerate(mean):
             if np.isfinite(value):
                 colour = "white" if abs(value) > 0.55 * limit else INK
-                ax.text(
-                    j, i, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=5.8, color=colour
-                )
+                text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+                number = ax.text(j, i, text, ha="center", va="center", fontsize=5.8, color=colour)
+                number.set_in_layout(False)  # inside its cell anyway: the layout need not measure a hundred numbers
     _class_ticks(ax, panel, np.arange(mean.shape[1]), np.arange(mean.shape[0]))
     return image
 

@@ -57,13 +57,10 @@ def variant_label(run: RunView, variant: str) -> str:
         Words that name damping or label where they differ from the paper's.
     """
     spectrum = run.scores[variant].spectrum
-    damping = (
-        "no curvature"
-        if spectrum is None
-        else f"damping {number(spectrum.damping)}"
-        if spectrum.damping
-        else "undamped"
-    )
+    if spectrum is None:
+        damping = str(run.scores[variant].meta.get("curvature", {}).get("name", "curvature unknown"))
+    else:
+        damping = f"damping {number(spectrum.damping)}" if spectrum.damping else "undamped"
     if variant in {UNDAMPED, DAMPED}:
         return damping
     return f"predicted label, {damping}" if variant == PREDICTED else f"{variant}, {damping}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .. import UsageError
 from ..influence.tables import Table
 from .runs import stack
-from .style import to_png
+from .style import smaller, to_png
 
 Cell = str | tuple[str, str]
 """Words of a table's cell, or words and the smaller words below them."""
@@ -110,7 +110,7 @@ class Output:
         (self.folder / file).write_bytes(png)
         self.figures.append({"file": file, "caption": caption, "bytes": len(png)})
         width, height = (round(96 * inches) for inches in drawn.get_size_inches())
-        data = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+        data = "data:image/png;base64," + base64.b64encode(smaller(png)).decode("ascii")
         return Picture(file=file, data=data, alt=alt, caption=caption, width=width, height=height)
 
     def add(self, name: str, table: Table) -> str:

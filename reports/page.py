@@ -109,7 +109,7 @@ def _accuracies(groups: Sequence[Group], output: Output) -> Section:
     basis = (
         "95% Wilson intervals over examples; differences with normal intervals over the examples both were asked"
         if seeds == [1]
-        else "95% t intervals over seeds; differences are paired by seed"
+        else "95% t intervals over seeds (cut where shares end); differences are paired by seed"
     )
     rows: dict[tuple[str, ...], list[str]] = {
         (g.data, str(g.k), str(g.n), side): [group_label(g, groups), side] for g in groups for side in ("test", "train")
@@ -135,8 +135,8 @@ def _accuracies(groups: Sequence[Group], output: Output) -> Section:
     if "t over seeds" in set(frame["basis"].tolist()) and max(seeds) < 5:
         parts.append(
             Paragraph(
-                text=f"Intervals over {max(seeds)} seeds use Student's t with {max(seeds) - 1} degrees of freedom: they "
-                "are wide, and speak of other subsets and training runs, with the same test images and the same source models."
+                text=f"Intervals over {max(seeds)} seeds are Student's t (degrees of freedom: {max(seeds) - 1}): they are "
+                "wide, and speak of other subsets and training runs, with the same test images and the same source models."
             )
         )
     return Section(anchor="accuracy", heading="Accuracy", parts=parts)

@@ -85,7 +85,8 @@ def _class_match(match: ClassMatch, output: Output) -> Section | None:
             sources=match.sources,
             head=["method"],
             file=output.add("class_match", frame),
-            caption=f"Class match in percent, with 95% intervals; differences in points, paired by {_pairing(match)}",
+            caption=f"Class match in percent, with 95% intervals (cut where shares end); differences in points, paired by "
+            f"{_pairing(match)}",
         ),
         output.picture(
             f"class-match-rank-{key}",

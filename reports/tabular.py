@@ -49,9 +49,11 @@ def estimate_grid(
 
 
 def _estimate(row: Mapping[str, Any] | None) -> Cell:
-    """A share in percent, or a difference of shares in points, with its interval."""
+    """A share in percent, or a difference of shares in points, with its interval as far as shares can go."""
     if row is None:
         return "–"
     signed = "+" if row["minus"] else ""
-    mean, low, high = (f"{100 * row[name]:{signed}.1f}".replace("-", "−") for name in ("mean", "low", "high"))
+    least = -1.0 if row["minus"] else 0.0
+    parts = (min(max(row[name], least), 1.0) for name in ("mean", "low", "high"))
+    mean, low, high = (f"{100 * part:{signed}.1f}".replace("-", "−") for part in parts)
     return mean if row["low"] != row["low"] else (mean, f"{low} to {high}")
