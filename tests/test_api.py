@@ -70,7 +70,7 @@ def test_importing_everything_changes_nothing_outside():
     """No seeds, no thread counts, no plot backend, no log level: a library leaves those to its user."""
     code = """
 import logging, random, os, warnings
-import numpy, torch, matplotlib
+import numpy, torch, torchvision, matplotlib, h5py, scipy.linalg, sklearn.datasets, jinja2  # some add warning filters
 before = (random.getstate(), repr(numpy.random.get_state()), torch.random.get_rng_state().tolist(),
           torch.get_num_threads(), torch.get_default_dtype(), logging.getLogger().level, len(logging.getLogger().handlers),
           dict(matplotlib.rcParams), dict(os.environ), warnings.filters[:])
