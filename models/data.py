@@ -127,7 +127,8 @@ def choose_subset(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, "
     Raises:
         UsageError: n is below the number of classes or above the number of images.
     """
-    missing = set(labels.tolist())
+    classes: list[int] = labels.tolist()
+    missing = set(classes)
     if n < len(missing):
         raise UsageError(f"{n} images cannot hold all {len(missing)} classes; ask for at least {len(missing)}.")
     if n > len(labels):
@@ -135,7 +136,7 @@ def choose_subset(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, "
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: list[int] = []
     for position in order:
-        label = int(labels[position])
+        label = classes[position]
         if n - len(taken) > len(missing) or label in missing:
             taken.append(position)
             missing.discard(label)

@@ -140,6 +140,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"row {row} of {len(self)} images")
         return self.images([row])[0], int(self.labels[row])
 
+    def __getitems__(self, rows: list[int]) -> list[tuple[Float[Tensor, "c h w"], int]]:
+        return list(zip(self.images(rows), self.labels[rows].tolist(), strict=True))
+
     def images(self, rows: Rows) -> Float[Tensor, "b c h w"]:
         """Pixels in [0, 1] as the network takes them.
 

@@ -61,6 +61,9 @@ def test_rows_items_and_subsets_agree():
     assert torch.equal(x, data.images([4])[0])
     assert isinstance(y, int)
     assert torch.equal(data[-1][0], data[6][0])
+    together = data.__getitems__([6, 0])
+    assert [y for _, y in together] == [data[6][1], data[0][1]]
+    assert torch.equal(together[0][0], data[6][0])
 
 
 def test_works_with_torchs_loader_and_ends():
