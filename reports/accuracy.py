@@ -18,7 +18,7 @@ from .style import figure, source_colours, source_markers, styled
 EMPTY = ("data", "k", "n", "set", "source", "minus", "mean", "low", "high", "seeds", "basis")
 
 
-def accuracy(run: RunView, side: str) -> float:
+def accuracy(run: RunView, side: str) -> float | None:
     """Share of one side's examples whose predicted class is their label.
 
     Args:
@@ -26,11 +26,14 @@ def accuracy(run: RunView, side: str) -> float:
         side: "train" or "test".
 
     Returns:
-        What training recorded; where the run has no such record, counted from the stored predictions.
+        What training recorded; where the run has no such record, counted from the stored predictions; None for the test set of
+        a run that was never asked about one.
     """
     recorded = run.info.get("accuracy", {}).get(side)
     if recorded is not None:
         return float(recorded)
+    if side == "test" and run.main.on_itself:
+        return None
     examples = run.main.queries if side == "test" else run.main.train
     return float(np.mean(examples.prediction == examples.label))
 
@@ -58,11 +61,12 @@ class Accuracies:
                 "source": run.source,
                 "seed": run.seed,
                 "set": side,
-                "accuracy": accuracy(run, side),
+                "accuracy": share,
             }
             for group in self.groups
             for run in group.runs
             for side in SIDES
+            if (share := accuracy(run, side)) is not None
         ]
         return table_of(rows, "Accuracy of every run")
 
@@ -116,14 +120,14 @@ class Accuracies:
 
 
 def _by_seed(group: Group, source: str, side: str) -> dict[int, NDArray[Any]]:
-    return {run.seed: _share(run, side) for run in group.runs if run.source == source}
+    runs = [run for run in group.runs if run.source == source]
+    return {run.seed: _share(run, side, known) for run in runs if (known := accuracy(run, side)) is not None}
 
 
-def _share(run: RunView, side: str) -> NDArray[Any]:
+def _share(run: RunView, side: str, recorded: float) -> NDArray[Any]:
     """Right or wrong for every example [., 1] where that is the recorded accuracy; otherwise the record alone [1]."""
     examples = run.main.queries if side == "test" else run.main.train
     right = examples.prediction == examples.label
-    recorded = accuracy(run, side)
     return right[:, None] if abs(recorded - right.mean()) < 0.5 / len(right) else np.array([recorded])
 
 
@@ -131,7 +135,7 @@ def _rows(group: Group, side: str) -> list[dict[str, Any]]:
     base, *others = group.sources
     by_seed = {source: _by_seed(group, source, side) for source in group.sources}
     same = {**group.columns, "set": side}
-    rows = [{**same, "source": s, "minus": "", **mean_over_seeds(v).first()} for s, v in by_seed.items()]
+    rows = [{**same, "source": s, "minus": "", **mean_over_seeds(v).first()} for s, v in by_seed.items() if v]
     for source in others:
         difference = mean_difference(by_seed[source], by_seed[base])
         if difference is not None:

@@ -31,8 +31,8 @@ def draw_curves(
     Returns:
         The figure; panels share their axes.
     """
-    columns = min(PANELS_A_ROW, len(curves))
-    rows = -(-len(curves) // columns)
+    rows = -(-len(curves) // PANELS_A_ROW)
+    columns = -(-len(curves) // rows)
     with styled():
         fig = figure(2.15 * columns + 0.5, 2.15 * rows + 0.45)
         grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

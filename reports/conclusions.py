@@ -39,22 +39,30 @@ def _label(match: ClassMatch) -> str:
         f"the residual dot product, which sees labels and confidence but no features, for {_list(residual, sources)}. "
         "The label sits inside the gradient"
     )
-    gains = {s: match.gain("rank1", "influence", "residual", s) for s in sources}
-    adding = [s for s in sources if (gain := gains[s]) is not None and gain.low[0] > 0]
-    if not adding and any(influence[s] > residual[s] + MARGIN for s in sources):
+    gains = _gains(match, sources)
+    adding = {what: gain for what, gain in gains.items() if gain.low[0] > 0}
+    if adding:
+        more = _names([f"{percentage_points(float(gain.mean[0]))} ({what})" for what, gain in adding.items()])
+        rest = [what for what in gains if what not in adding]
+        open_ = f" For the rest ({_names(rest)}) the interval supports no such gain." if rest else ""
+        return f"{rates}; what influence adds to it is {more}, and only that part can speak about the representation.{open_}"
+    if any(float(gain.mean[0]) > MARGIN for gain in gains.values()):
         return (
             f"{rates}, and these runs do not tell influence apart from it: the true-label class match shows nothing yet about "
             "the representation."
         )
-    if not adding:
-        return (
-            f"{rates}, and alone it does as well: the true-label class match carries no evidence about the "
-            "representation here."
-        )
-    more = _names([f"{percentage_points(influence[s] - residual[s])} ({s})" for s in adding])
-    text = f"{rates}; what influence adds to it is {more}, and only that part can speak about the representation."
-    rest = [s for s in sources if s not in adding]
-    return f"{text} For {_names(rest)} it adds nothing that the interval supports." if rest else text
+    return f"{rates}, and alone it does as well: the true-label class match carries no evidence about the representation here."
+
+
+def _gains(match: ClassMatch, sources: Sequence[str]) -> dict[str, Estimate]:
+    """What undamped and damped influence find beyond the residual dot product, for each source."""
+    names = {"influence": "", "influence_damped": ", damped"}
+    found = {
+        f"{source}{words}": match.gain("rank1", method, "residual", source)
+        for method, words in names.items()
+        for source in sources
+    }
+    return {what: gain for what, gain in found.items() if gain is not None}
 
 
 def _cosine(match: ClassMatch) -> str:
@@ -77,13 +85,13 @@ def _predicted(match: ClassMatch) -> str:
         return ""
     text = (
         "With the loss taken at the predicted label the query's true label is not used: the rate is "
-        f"{_list(rates, sources)} at rank 1{_verdicts(match, 'influence_predicted', sources)}. It follows the accuracy on these "
-        f"queries, {_list(_accuracies(match.group), sources)}, and must be read beside it"
+        f"{_list(rates, sources)} at rank 1{_verdicts(match, 'influence_predicted', sources)}. Were every first neighbour of the "
+        f"predicted class, it would be the accuracy on these queries, {_list(_accuracies(match.group), sources)}"
     )
     labels = _at_rank_1(match, "residual_predicted")
     if not all(s in labels for s in sources):
         return text + "."
-    return text + f": the predicted label alone (residual dot product) gives {_list(labels, sources)}."
+    return text + f"; the predicted label alone (residual dot product) gives {_list(labels, sources)}."
 
 
 def _verdicts(match: ClassMatch, method: str, sources: Sequence[str]) -> str:
@@ -99,8 +107,8 @@ def _at_rank_1(match: ClassMatch, method: str) -> dict[str, float]:
 
 def _accuracies(group: Group) -> dict[str, float]:
     def mean(source: str) -> float:
-        values = [accuracy(run, "test") for run in group.runs if run.source == source]
-        return sum(values) / len(values)
+        known = [a for run in group.runs if run.source == source and (a := accuracy(run, "test")) is not None]
+        return sum(known) / len(known) if known else float("nan")
 
     return {source: mean(source) for source in group.sources}
 

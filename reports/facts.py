@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
 from ..influence.scores import Scores
 from ..influence.tables import Table
-from .labels import number
+from .labels import number, percent
 from .runs import Group, RunView, order_sources, table_of, variant_name
 
 
@@ -26,6 +26,7 @@ def headline(groups: Sequence[Group]) -> list[tuple[str, str]]:
     dampings = sorted({s.spectrum.damping for s in scores if s.spectrum is not None})
     facts = [
         ("Source models", _join(order_sources(run.source for run in runs))),
+        ("Accuracy on the sources' own data", _source_accuracy(runs)),
         ("Network", _join(_architecture(run) for run in runs)),
         ("Target data", _join(run.data for run in runs)),
         ("Fine-tuned blocks k", _join(str(group.k) for group in groups)),
@@ -95,13 +96,30 @@ def _join(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(word for word in words if word))
 
 
+def _metadata(run: RunView) -> Mapping[str, Any]:
+    """What the file of the run's source model said about itself."""
+    found = run.info.get("source", {}).get("metadata", {})
+    return found if isinstance(found, Mapping) else {}
+
+
 def _architecture(run: RunView) -> str:
-    """From wherever the run's record has it: its model's spec, or what its source's file said."""
-    source = run.info.get("source", {})
-    places = (run.info, run.info.get("spec", {}), source, source.get("spec", {}), source.get("metadata", {}))
-    return next(
-        (str(place["architecture"]) for place in places if isinstance(place, dict) and place.get("architecture")), ""
-    )
+    """Name of the network: recorded in the source's settings, or told from its file."""
+    metadata = _metadata(run)
+    named = metadata.get("architecture") or metadata.get("settings", {}).get("architecture")
+    return str(named or metadata.get("found", "").partition(" with ")[0])
+
+
+def _source_accuracy(runs: Sequence[RunView]) -> str:
+    """What each source reaches on its own data, and under the attack it was measured with."""
+    words = {}
+    for run in runs:
+        accuracy = _metadata(run).get("accuracy", {})
+        if "natural" in accuracy and "pgd" in accuracy:
+            attack = f"PGD-{accuracy['pgd_steps']}, {accuracy['pgd_norm']} {number(accuracy['pgd_eps'])}"
+            words[run.source] = (
+                f"{run.source} {percent(accuracy['natural'])}, attacked {percent(accuracy['pgd'])} ({attack})"
+            )
+    return "; ".join(words[source] for source in order_sources(words))
 
 
 def _parameters(scores: Scores) -> str:

@@ -71,7 +71,9 @@ class RunView:
             The scores, or None where the run has none.
         """
         scores = self.scores.get(variant)
-        return scores if scores is None or side == "test" else scores.on_train
+        if scores is None or scores.on_itself:  # scored without queries: the train set is all there is
+            return scores if side == "train" else None
+        return scores if side == "test" else scores.on_train
 
     def main_side(self, side: str) -> Scores | None:
         """The scores of the first variant, `main` before the others, that has one kind of query.

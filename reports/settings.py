@@ -38,6 +38,8 @@ class ReportSettings:
             raise UsageError(
                 f"hits={self.hits} neighbours cannot match among the first of={self.of}; make hits at most {self.of}."
             )
+        if self.ranks < self.of:
+            raise UsageError(f"ranks={self.ranks} must reach the first of={self.of} neighbours; raise ranks.")
         if not 0 < self.clip <= 1:
             raise UsageError(f"clip is a quantile above 0 and up to 1, got {self.clip}.")
         if not self.saliency_deviations > 0:

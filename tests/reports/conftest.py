@@ -1,7 +1,5 @@
 """Small comparisons on the handwritten digits, with scores made of random features: plausible, quick, and the same each time."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -129,17 +127,13 @@ def digits_runs(sources=("natural", "robust"), ks=(0,), seeds=3, **options):
     return [digits_run(source, k, seed, **options) for k in ks for seed in range(seeds) for source in sources]
 
 
-def without(run, **changes):
-    return replace(run, **changes)
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build():
     """digits_run, as a fixture: test modules do not import one another."""
     return digits_run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_all():
     return digits_runs
 

@@ -164,24 +164,6 @@ def test_progress_counts_to_the_end(written):
     assert [done for _, done, _ in told] == list(range(told[-1][2] + 1))
 
 
-def test_words_of_others_are_escaped(build, tmp_path):
-    run = build(variants=("",), on_train=False)
-    names = [f"<script>alert({c})</script>" for c in range(10)]
-    hostile = replace(
-        run,
-        name="<b>run</b>",
-        class_names=names,
-        info={**run.info, "data": {"name": "<img src=x>"}},
-        saliency=None,
-        train_images=None,
-    )
-    stats = write_report([hostile], tmp_path / "out", SMALL)
-    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "<script" not in text and "<img src=x" not in text and "<b>run" not in text
-    assert "&lt;img src=x&gt;" in text
-    assert stats["groups"][0]["key"] == "img-src-x-k0-n60"
-
-
 def test_sections_follow_what_the_runs_hold(build, tmp_path):
     run = replace(build(variants=("",), on_train=False), saliency=None, train_images=None, info={})
     stats = write_report([run], tmp_path / "a", SMALL)
@@ -198,6 +180,40 @@ def test_sections_follow_what_the_runs_hold(build, tmp_path):
     write_report([run], tmp_path / "b", SMALL)
     for path in (tmp_path / "a").iterdir():  # the same runs give the same files
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def alone(build, tmp_path_factory):
+    """The train set on itself and nothing else, from a run whose words would break a careless page."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = build(variants=("",))
+    odd = replace(
+        run,
+        name="<b>run</b>",
+        scores={"": run.scores[""].on_train},
+        class_names=[f"<script>alert({c})</script>" for c in range(10)],
+        query_images=run.train_images,
+        saliency=None,
+        saliency_rows=None,
+        info={"data": {"name": "<img src=x>"}},
+    )
+    return folder, write_report([odd], folder, SMALL)
+
+
+def test_scores_of_the_train_set_on_itself_alone(alone):
+    _, stats = alone
+    assert set(stats["tables"]["class_match"]["columns"]["queries"]) == {"train"}
+    assert set(stats["tables"]["accuracy"]["columns"]["set"]) == {"train"}
+    neighbours = stats["tables"]["neighbours"]["columns"]
+    assert all(q != i for q, i in zip(neighbours["query_id"], neighbours["train_id"], strict=True))
+
+
+def test_words_of_others_are_escaped(alone):
+    folder, stats = alone
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "<img src=x" not in text and "<b>run" not in text
+    assert "&lt;img src=x&gt;" in text and "&lt;b&gt;run" in text
+    assert stats["groups"][0]["key"] == "img-src-x-k0-n60"
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(build, tmp_path):

@@ -10,6 +10,7 @@ from upweight.reports.settings import ReportSettings
     "wrong",
     [
         {"ranks": 0},
+        {"ranks": 4},
         {"neighbours": 0},
         {"pixels": -1},
         {"hits": 6},
