@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -12,14 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import UsageError
+from .checkpoints import read_tensors
 from .data import load_data
 from .errors import CheckpointError, DataError
 from .images import ImageSet
+from .legacy import unpickle
 from .settings import DataSettings
 
 NESTED = ("state_dict", "model", "model_state_dict", "model_weights")  # where training scripts put the weights
@@ -69,7 +68,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     """A state dict from a file of tensors; nothing in the file is executed.
 
     Args:
-        path: .safetensors, or what torch.save made of tensors and plain containers.
+        path: .safetensors, or what torch.save made of tensors and other things; only the tensors are read.
 
     Returns:
         Tensors by name, on the CPU.
@@ -79,19 +78,18 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}; give the path of a state dict.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is no whole file of tensors ({first}); save the state dict again.") from error
+    held: Any = read_tensors(path)[0] if path.suffix == ".safetensors" else unpickle(path).content
     for key in NESTED:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]
             break
     if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
         raise CheckpointError(f"{path} holds no state dict; save `model.state_dict()`.")
+    for name, value in held.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"{path} holds NaN or infinite numbers in {name}; use weights of a fit that went well."
+            )
     return held
 
 
@@ -124,7 +122,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise DataError(f"There is no file {path}; give an .npz with x and y.")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             missing = {"x", "y"} - set(held.files)
             if missing:
                 raise DataError(f"{path} has no {' and no '.join(sorted(missing))}; it holds {', '.join(held.files)}.")
