@@ -115,7 +115,7 @@ def _source_accuracy(runs: Sequence[RunView]) -> str:
     for run in runs:
         accuracy = _metadata(run).get("accuracy", {})
         if "natural" in accuracy and "pgd" in accuracy:
-            attack = f"PGD-{accuracy['pgd_steps']}, {accuracy['pgd_norm']} {number(accuracy['pgd_eps'])}"
+            attack = f"PGD-{accuracy['pgd_steps']}, {accuracy['pgd_norm']} ≤ {number(accuracy['pgd_eps'])}"
             words[run.source] = (
                 f"{run.source} {percent(accuracy['natural'])}, attacked {percent(accuracy['pgd'])} ({attack})"
             )
