@@ -127,13 +127,13 @@ def fine_tune(
     settings = replace(settings, n=n, epochs=settings.epochs_for(n))
     decisive = _decisive(source, data, settings)
     partial_file = run_dir / PARTIAL_FILE
-    if overwrite:
-        for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
-            (run_dir / name).unlink(missing_ok=True)
-    elif (run_dir / RUN_FILE).exists():
+    if (run_dir / RUN_FILE).exists() and not overwrite:
         return finished_run(run_dir, decisive, data)
     model = with_new_head(source.model, len(data.class_names), settings.seed).to(device).eval()
     parts = split(model, settings.k)
+    if overwrite:  # only now, when nothing about the settings can be refused any more
+        for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
+            (run_dir / name).unlink(missing_ok=True)
     with reproducible():
         tuned = _Tuning(parts, train, data.test, settings, device)
         state = tuned.fit(partial_file, decisive, progress)

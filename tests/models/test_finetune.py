@@ -237,6 +237,9 @@ def test_other_settings_in_the_folder_are_refused_and_kept(tmp_path, source, dig
     with pytest.raises(RunMismatch, match=words):
         fine_tune(source, digits, quick(k=0, seed=5), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with pytest.raises(UsageError, match="residual blocks"):
+        fine_tune(source, digits, quick(k=10), tmp_path, overwrite=True)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     replaced = fine_tune(source, digits, quick(k=0, seed=5), tmp_path, overwrite=True)
     assert (replaced.info["k"], replaced.info["seed"]) == (0, 5)
 
