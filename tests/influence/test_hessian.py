@@ -108,10 +108,13 @@ class TestCutoffs:
     def test_contradicting_settings_are_refused_at_birth(self):
         with pytest.raises(UsageError, match="not both"):
             Hessian(rcond=1e-3, absolute=1e-3)
-        with pytest.raises(UsageError, match="'invert' or 'drop'"):
-            Hessian(negative="keep")
         with pytest.raises(UsageError, match="batch_size"):
             Hessian(batch_size=0)
+
+    @pytest.mark.untyped
+    def test_unknown_settings_are_refused_at_birth(self):
+        with pytest.raises(UsageError, match="'invert' or 'drop'"):
+            Hessian(negative="keep")
 
 
 class TestPaper:

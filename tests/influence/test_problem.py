@@ -64,6 +64,7 @@ class TestInputs:
         with pytest.raises((ShapeError, DataError), match="queries is empty"):
             attribute(problem.model, problem.train, empty)
 
+    @pytest.mark.untyped
     def test_neither_dataset_nor_tensors(self, problem):
         with pytest.raises(UpweightError, match="train is a int"):
             attribute(problem.model, 7)
@@ -193,7 +194,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"query_label": "guessed"}, "query_label"),
+            pytest.param({"query_label": "guessed"}, "query_label", marks=pytest.mark.untyped),
             ({"batch_size": 0}, "batch_size"),
             ({"batch_size": -5}, "batch_size"),
             ({"device": "tpu"}, "tpu"),

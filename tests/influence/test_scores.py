@@ -195,6 +195,7 @@ class TestClassMatch:
         for name in BASELINES:
             assert_allclose(table[f"{name}_cumulative"][-1], table["chance"][-1])
 
+    @pytest.mark.untyped
     def test_unknown_label_is_refused(self, scores):
         with pytest.raises(UsageError, match="'true' or 'predicted'"):
             scores.class_match(label="guessed")

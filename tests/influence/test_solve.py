@@ -113,11 +113,15 @@ def test_numbers_that_are_no_cutoff_or_damping_are_refused(name, bad):
         Inversion(**{name: bad})
 
 
-def test_contradicting_or_unknown_rules_are_refused():
+def test_contradicting_rules_are_refused():
     with pytest.raises(UsageError, match="not both"):
         Inversion(rcond=1e-3, absolute=1e-3)
+
+
+@pytest.mark.untyped
+def test_unknown_rules_are_refused():
     with pytest.raises(UsageError, match="'invert' or 'drop'"):
-        Inversion(negative="flip")  # type: ignore[arg-type]
+        Inversion(negative="flip")
 
 
 def test_nan_in_the_curvature_is_named_and_not_decomposed():
