@@ -9,9 +9,11 @@ import torch
 import upweight
 from cases import BY_NAME
 from methods import assert_scores, parts
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from upweight import GradientDot, Hessian, LinearHead, StoreError, StoreMismatch, attribute
 
+ROUNDING = 1e-9
+"""Two runs of one computation, in float64: sums may run in another order when memory lies otherwise."""
 SMALL = (3, 5)
 """Rows and columns of a tile in these tests: 7 queries x 40 train examples make 3 x 8 tiles, the last ones cut."""
 
@@ -55,9 +57,8 @@ def test_tiles_change_nothing(problem, curvature, monkeypatch):
     whole = score(problem, curvature=curvature, train_scores=True)
     monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda prepared: SMALL)
     tiled = score(problem, curvature=curvature, train_scores=True)
-    # a product of slices may be summed in another order than a slice of the product
-    assert_scores(tiled.matrix, whole.matrix, 1e-11)
-    assert_scores(tiled.on_train.matrix, whole.on_train.matrix, 1e-11)
+    assert_scores(tiled.matrix, whole.matrix, ROUNDING)
+    assert_scores(tiled.on_train.matrix, whole.on_train.matrix, ROUNDING)
 
 
 class TestProgress:
@@ -103,7 +104,7 @@ class TestReported:
         assert any("slope" in warning for warning in meta["warnings"]) == (expected > 0.1)
 
     def test_weight_decay_is_never_added_silently(self, problem):
-        assert_array_equal(score(problem, weight_decay=0.5).matrix, score(problem).matrix)
+        assert_scores(score(problem, weight_decay=0.5).matrix, score(problem).matrix, ROUNDING)
 
     def test_absent_class_is_named(self):
         meta = score(BY_NAME["absent-class"].build()).meta
@@ -127,27 +128,28 @@ def path(tmp_path):
     return tmp_path / "influence.h5"
 
 
-def same(a, b):
-    """Everything that a `Scores` object holds, equal."""
-    assert_array_equal(np.asarray(a.matrix[:]), np.asarray(b.matrix[:]))
+def same(a, b, rtol=0.0):
+    """Everything that a `Scores` object holds, equal; scores of two runs may differ in rounding, those of one file not."""
+    assert a.matrix.dtype == b.matrix.dtype
+    assert_scores(a.matrix[:], np.asarray(b.matrix[:]), rtol)
     assert a.on_itself == b.on_itself and (a.on_train is None) == (b.on_train is None)
     for side in ("queries", "train"):
         for name in ("index", "label", "prediction", "loss", "residual", "features"):
-            assert_array_equal(
-                getattr(getattr(a, side), name), getattr(getattr(b, side), name), err_msg=f"{side} {name}"
-            )
+            assert_allclose(getattr(getattr(a, side), name), getattr(getattr(b, side), name), rtol=rtol, err_msg=name)
     for name in ("curvature", "query_label", "unit", "sign", "weight_decay", "parameters", "warnings"):
         assert a.meta[name] == b.meta[name], name
     if a.spectrum is None:
         assert b.spectrum is None
     else:
-        assert a.spectrum.to_dict() == b.spectrum.to_dict()
-        assert_array_equal(a.spectrum.eigenvalues, b.spectrum.eigenvalues)
+        facts, wanted = a.spectrum.to_dict(), b.spectrum.to_dict()
+        assert facts.pop("sensitivity") == wanted.pop("sensitivity")
+        assert facts == pytest.approx(wanted, rel=1e3 * rtol, abs=1e-15)
+        assert_allclose(a.spectrum.eigenvalues, b.spectrum.eigenvalues, rtol=0, atol=rtol * facts["lambda_max"])
     for query in (0, 3):
-        assert a.top(query).rows() == b.top(query).rows()
-    assert a.class_match(5).rows() == b.class_match(5).rows()
+        assert_array_equal(a.top(query)["train_id"], b.top(query)["train_id"])
+    assert_array_equal(a.class_match(5)["rate"], b.class_match(5)["rate"])
     if a.on_train is not None:
-        same(a.on_train, b.on_train)
+        same(a.on_train, b.on_train, rtol)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +165,8 @@ def same(a, b):
 def test_store_holds_what_memory_holds(name, curvature, options, dtype, path):
     in_memory = score(BY_NAME[name].build(dtype=dtype), curvature=curvature, **options)
     stored = score(BY_NAME[name].build(dtype=dtype), curvature=curvature, out=path, **options)
-    same(stored, in_memory)
-    same(upweight.open_scores(path), in_memory)
-    assert stored.matrix.dtype == in_memory.matrix.dtype
+    same(stored, in_memory, 1e-5 if dtype == torch.float32 else ROUNDING)
+    same(upweight.open_scores(path), stored)
     assert [file.name for file in path.parent.iterdir()] == ["influence.h5"]  # nothing half-made is left
 
 
@@ -173,8 +174,9 @@ def test_train_set_on_itself_in_a_store(problem, path):
     in_memory = attribute(problem.model, problem.train)
     stored = attribute(problem.model, problem.train, out=path)
     assert stored.on_itself and upweight.open_scores(path).on_itself
-    same(upweight.open_scores(path), in_memory)
-    assert_array_equal(upweight.open_scores(path).self_influence(), np.diag(in_memory.matrix))
+    same(stored, in_memory, ROUNDING)
+    same(upweight.open_scores(path), stored)
+    assert_array_equal(upweight.open_scores(path).self_influence(), np.diag(stored.matrix[:]))
 
 
 def test_saved_scores_open_again(problem, path):
@@ -209,14 +211,14 @@ def test_stopped_and_resumed_is_one_run(problem, path, small_tiles, stop_at):
         resumed = score(problem, train_scores=True, out=path, progress=record)
     assert len(written) == 24 + 14 * 8 - stop_at
     assert record.scored() == [(done + 1, 24) for done in range(24)]  # tiles that were there count as done
-    same(resumed, whole)
+    same(resumed, whole, ROUNDING)
 
 
 def test_twice_stopped_is_one_run_too(problem, path, small_tiles):
     for stop_at in (5, 9):  # the second run meets the five tiles of the first, and adds four
         with pytest.raises(Stop):
             score(problem, out=path, progress=Recorder(stop_at))
-    same(score(problem, out=path), score(problem))
+    same(score(problem, out=path), score(problem), ROUNDING)
 
 
 def test_finished_run_is_read_and_not_done_again(problem, path):

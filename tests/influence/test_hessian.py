@@ -203,13 +203,6 @@ class TestAnyLoss:
             score(BY_NAME["head"].build(), Hessian(), loss=lambda z, y: squared(z, y).mean())
 
 
-def test_defaults_beyond_the_head_are_the_hessian():
-    problem = BY_NAME["mlp"].build()
-    scores = attribute(problem.model, problem.train, problem.queries, parameters="all")
-    assert scores.meta["curvature"]["name"] == "Hessian"
-    assert_scores(scores.matrix, score(problem, Hessian()).matrix, 1e-12)
-
-
 def test_curvature_too_large_to_be_dense_is_refused_before_it_is_formed():
     problem = replace(BY_NAME["bare-linear"].build(), model=nn.Linear(6, 3))
     wide = nn.Sequential(nn.Linear(6, 6000), nn.Tanh(), nn.Linear(6000, 3)).double()
