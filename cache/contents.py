@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .attributes import read_attributes
 from .errors import StoreError
-from .layout import FIELDS, MAJOR, OPTIONAL, RESERVED, SENSITIVITY, VERSION, Grid, prefix
+from .layout import COUNTS, FIELDS, MAJOR, OPTIONAL, RESERVED, SENSITIVITY, VERSION, Grid, prefix
 from .provenance import JSON
 
 
@@ -84,7 +84,7 @@ def read_contents(file: h5py.File) -> Contents:
     Raises:
         StoreError: The file is of a later format, or not what it says.
     """
-    version = file.attrs.get("version")
+    version = read_attributes(file).get("version")
     major = version.partition(".")[0] if isinstance(version, str) else ""
     if not major.isdecimal():
         _damaged(file, "its format version cannot be read")
@@ -118,9 +118,8 @@ def _read_1(file: h5py.File) -> Contents:
     config = attributes.get("config")
     if not isinstance(config, dict):
         _damaged(file, "its settings are missing")
-    counts = {"train": _count(file, attributes, "train_count")}
-    if "query_count" in attributes:
-        counts["queries"] = _count(file, attributes, "query_count")
+    sides = ["queries"] if "query_count" in attributes else []
+    counts = {side: _count(file, attributes, COUNTS[side]) for side in [*sides, "train"]}
     for side, count in counts.items():
         _check_examples(file, side, count)
     matrices = tuple(_matrices(file, counts))
@@ -141,8 +140,10 @@ _READERS = {1: _read_1}
 
 def _matrices(file: h5py.File, counts: dict[str, int]) -> Iterator[Matrix]:
     n = counts["train"]
-    names = ["", *file.get("variants", ())]
-    for variant in names:
+    named = file.get("variants", {})
+    if isinstance(named, h5py.Dataset):
+        _damaged(file, "variants is no group")
+    for variant in ["", *named]:
         base = prefix(variant)
         if not variant and "scores" not in file:
             continue  # a file may hold named variants alone

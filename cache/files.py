@@ -124,12 +124,11 @@ def to_disk(file: h5py.File) -> None:
 
 
 def data_to_disk(data: h5py.Dataset) -> None:
-    """The same for the values of one data set.
+    """The same for values that were written chunk by chunk, past HDF5's buffers.
 
     Args:
-        data: An open data set.
+        data: Their data set.
     """
-    data.flush()
     _sync_data(data.file.id.get_vfd_handle())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,8 +144,9 @@ class Store:
         """Mark the file complete by giving it its name, and keep it open for reading; nothing happens to a complete one.
 
         Raises:
-            StoreError: Tiles are missing, or the disk fails.
+            StoreError: Tiles are missing, or the disk fails; or the store was closed.
         """
+        self._check_open()
         if self.file.mode == "r":
             return
         with hdf5_errors(self.path):
@@ -171,7 +173,8 @@ class Store:
 
         group = self._group(variant)
         with hdf5_errors(Path(self.file.filename)):
-            if not read_contents(self.file).complete:
+            self.contents = read_contents(self.file)
+            if not self.contents.complete:
                 raise StoreError(incomplete(self.path, self.contents))
             spectrum, train = _spectrum(group), self._examples("train")
             meta = {**self.contents.shared, **read_attributes(group["scores"])}
@@ -186,11 +189,21 @@ class Store:
 
     def close(self) -> None:
         """Close the file and let others write it; what is unfinished stays for the next `create_or_resume`."""
-        self.file.close()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            with suppress(
+                OSError, RuntimeError
+            ):  # after a failed write: what counts was on disk before its `done` byte was set
+                self.file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _check_open(self) -> None:
+        if not self.file:
+            raise StoreError(f"The store {self.path} was closed; open it again, and use its scores while it is open.")
 
     def _group(self, variant: str) -> h5py.Group:
+        self._check_open()
         if variant not in self.contents.variants:
             names = ", ".join(repr(name) for name in self.contents.variants)
             raise StoreError(f"{self.path} has no variant {variant!r}; it has {names}.")

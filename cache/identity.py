@@ -89,15 +89,16 @@ def refuse_other(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any])
     Args:
         path: The file.
         held: What it is.
-        wanted: What the run asks for; how tiles are cut matters only where this has `tiles`.
+        wanted: What the run asks for, or its `settings` alone; how tiles are cut matters only where this has `tiles`.
 
     Raises:
         StoreMismatch: They differ; the message shows both.
     """
     found = differences(held["settings"], wanted["settings"])
-    if not found:  # settings first: other weights or examples mostly follow from them
-        rest = wanted.keys() - {"settings"}
-        found = differences({name: held[name] for name in rest if name in held}, {name: wanted[name] for name in rest})
+    if not found and wanted.keys() > {"settings"}:  # settings first: other weights or examples mostly follow from them
+        skipped = {"settings", *({"tiles"} - wanted.keys())}
+        one, other = ({name: value for name, value in side.items() if name not in skipped} for side in (held, wanted))
+        found = differences(one, other)
     if not found:
         return
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
@@ -105,5 +106,5 @@ def refuse_other(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any])
     asks = ", ".join(f"{name}={value}" for name, _, value in found[:SHOWN])
     raise StoreMismatch(
         f"{path} holds results for {holds}{more}; this run asks for {asks}{more}. "
-        "Pass --overwrite to rebuild, or --out DIR to keep both."
+        "Pass --overwrite (overwrite=True) to rebuild, or --out DIR (another path) to keep both."
     )

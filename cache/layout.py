@@ -183,7 +183,7 @@ class Plan:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": plain(self.config),
             "config_digest": digest(self.config),
-            **{_COUNTS[side]: len(examples) for side, examples in self.sides.items()},
+            **{COUNTS[side]: len(examples) for side, examples in self.sides.items()},
         }
         write_attributes(file, {"versions": library_versions(), **self.attributes, **own})
         for side, examples in self.sides.items():
@@ -199,10 +199,10 @@ class Plan:
         facts = {"unit": UNIT, "sign": SIGN, **variant.attributes}
         write_attributes(scores, facts)
         for side, grid in self.grids(variant).items():
-            matrix = _allocate(scores, side, (grid.rows, grid.columns), self.dtype, _chunks(grid))
+            matrix = _allocate(scores, side, (grid.rows, grid.columns), self.dtype, _chunks(grid), np.nan)
             axes = "query,train" if side == "queries" else "train,train"
             write_attributes(matrix, {"axes": axes, "unit": facts["unit"], "sign": facts["sign"]})
-            tiles = _allocate(done, side, grid.blocks, "uint8", None)
+            tiles = _allocate(done, side, grid.blocks, "uint8", grid.blocks, 0)
             cut = {"rows_per_tile": grid.rows_per_tile, "columns_per_tile": grid.columns_per_tile}
             write_attributes(tiles, cut)
         if variant.spectrum is not None:
@@ -214,7 +214,7 @@ class Plan:
                 spectrum["eigenvalues"] = np.asarray(variant.spectrum.eigenvalues, dtype=np.float64)
 
 
-_COUNTS = {"queries": "query_count", "train": "train_count"}
+COUNTS = {"queries": "query_count", "train": "train_count"}
 
 
 def _kept(examples: Examples) -> Iterator[tuple[str, Any]]:
@@ -228,13 +228,12 @@ def _chunks(grid: Grid) -> tuple[int, int]:
 
 
 def _allocate(
-    group: h5py.Group, name: str, shape: tuple[int, int], dtype: str, chunks: tuple[int, int] | None
+    group: h5py.Group, name: str, shape: tuple[int, int], dtype: str, chunks: tuple[int, int], fill: float
 ) -> h5py.Dataset:
-    """A data set whose bytes are all written at once: NaN in chunks, or zero in one piece."""
+    """A data set whose bytes are all written at once."""
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    if chunks is not None:
-        made.set_chunk(chunks)
-        made.set_fill_value(np.array(np.nan, dtype))
+    made.set_chunk(chunks)
+    made.set_fill_value(np.array(fill, dtype))
     made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     made.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)  # really written, so that a full disk shows now and not hours later
     made.set_obj_track_times(False)

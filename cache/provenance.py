@@ -20,7 +20,7 @@ from .. import UsageError, __version__
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "h5py")
-SHOWN = 48
+SHOWN = 64
 """Longest value printed in a mismatch message; longer ones are named by their hash."""
 _HASH_ROWS = 4096
 

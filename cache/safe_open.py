@@ -25,8 +25,9 @@ MAX_DEPTH = 8
 MAX_ATTRIBUTES = 1_000
 MAX_AXES = 2
 MAX_CHUNK_BYTES = 2**28
-MAX_INFLATION = 1032
-"""Deflate cannot make more than this of one byte."""
+MAX_INFLATION = 64
+"""Most that a packed data set above `SMALL` bytes may grow to, relative to the whole file."""
+SMALL = 2**26
 
 FILTERS = {
     h5py.h5z.FILTER_DEFLATE: "deflate",
@@ -133,11 +134,9 @@ _MENDS = {
 def _check_kind(root: h5py.h5f.FileID, path: Path, kind: str) -> None:
     """A file of another program is told from a store that somebody tampered with."""
     found = None
-    if h5py.h5a.exists(root, b"format"):
-        attribute = h5py.h5a.open(root, b"format")
-        if attribute.get_type().get_class() == h5py.h5t.STRING and attribute.shape == ():
-            found = h5py.File(root).attrs["format"]
-    if found != kind:
+    if h5py.h5a.exists(root, b"format") and _is_scalar(h5py.h5a.open(root, b"format")):
+        found = h5py.File(root).attrs["format"]
+    if found != kind.encode():
         raise ForeignFile(f"{path} is an HDF5 file of another program (it has no format {kind!r}); {_FREE_PATH}")
 
 
@@ -154,7 +153,7 @@ def _walk(root: h5py.h5f.FileID, path: Path) -> Iterator[tuple[str, h5py.h5g.Gro
                 f"{path} holds too many objects or nests them in a loop; it is no store that upweight wrote."
             )
         for name in list(group):
-            child = f"{key.rstrip('/')}/{name.decode(errors='replace')}"
+            child = f"{key.rstrip('/')}/{_text(name, path)}"
             if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
                 raise StoreError(f"{path} holds the link {child}, and upweight follows none. Do not use this file.")
             item = h5py.h5o.open(group, name)
@@ -172,14 +171,32 @@ def _check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, path: Path, k
         raise StoreError(f"{path} has {number} attributes on {key}; it is no store that upweight wrote.")
     for i in range(number):
         attribute = h5py.h5a.open(item, index=i)
-        kind, shape = attribute.get_type(), attribute.get_space().get_simple_extent_type()
-        name = attribute.name.decode(errors="replace")
-        scalar_kinds = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT)
-        truth = kind.get_class() == h5py.h5t.ENUM and kind.get_size() == 1
-        if shape != h5py.h5s.SCALAR or not (kind.get_class() in scalar_kinds or truth):
+        name = _text(attribute.name, path)
+        if not _is_scalar(attribute):
             raise StoreError(
                 f"{path} has an attribute {name} on {key} that is no plain number or text. Do not use this file."
             )
+
+
+def _text(name: bytes, path: Path) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"{path} is damaged: the name {name!r} in it is no text. Rebuild it with --overwrite."
+        ) from error
+
+
+def _is_scalar(attribute: h5py.h5a.AttrID) -> bool:
+    """One number, truth value or text of fixed length; for text of variable length HDF5 reads its global heap, unchecked."""
+    if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+        return False
+    kind = attribute.get_type()
+    if kind.get_class() == h5py.h5t.STRING:
+        return not kind.is_variable_str()
+    return kind.get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or (
+        kind.get_class() == h5py.h5t.ENUM and kind.get_size() == 1
+    )
 
 
 def _check_dataset(dataset: h5py.h5d.DatasetID, path: Path, key: str, file_size: int) -> None:
@@ -206,7 +223,7 @@ def _check_dataset(dataset: h5py.h5d.DatasetID, path: Path, key: str, file_size:
     size = kind.get_size()
     for extent in dataset.shape:
         size *= extent
-    if size > file_size * (MAX_INFLATION if filters else 1):
+    if size > (max(SMALL, file_size * MAX_INFLATION) if filters else file_size):
         raise StoreError(
             f"{path} declares {key} with {size} bytes, and has only {file_size} in all. Do not use this file."
         )

@@ -18,14 +18,17 @@ from .safe_open import hdf5_errors
 class Sink:
     """Takes the tiles of one variant, in any order; a tile written twice is a tile written once.
 
-    A tile reaches the disk before its `done` byte does, so a byte that is set can be believed.
+    A tile reaches the disk before its `done` byte is set, so a byte that is set can be believed.
     """
 
     def __init__(self, group: h5py.Group, contents: Contents, variant: str) -> None:
         self._group = group
         self._path = Path(group.file.filename)
+        self._complete = group.file.mode == "r" and contents.complete
         self._matrices = {m.side: m for m in contents.matrices if m.variant == variant}
-        self._finished = {side: m.finished.astype(bool) for side, m in self._matrices.items()}
+        if group.file.mode != "r":
+            for side in self._matrices:
+                _check_plain(group[f"scores/{side}"], group[f"done/{side}"])
 
     def done(self, side: str, row_block: int, column_block: int) -> bool:
         """Whether a tile is there already.
@@ -38,7 +41,9 @@ class Sink:
         Returns:
             True when it is on disk.
         """
-        return bool(self._finished[side][row_block, column_block])
+        if self._complete:  # the caller may cut tiles otherwise: of no matter any more
+            return True
+        return bool(self._group[f"done/{side}"][row_block, column_block])
 
     def write(self, side: str, rows: slice, columns: slice, tile: NDArray[Any], block: tuple[int, int]) -> None:
         """Put a tile in its place.
@@ -66,10 +71,46 @@ class Sink:
         if self._group.file.mode == "r":
             raise StoreError(f"{path} is complete and read-only; ask `done` before writing a tile.")
         with hdf5_errors(path):
-            scores = self._group[f"scores/{side}"]
-            scores[rows, columns] = np.asarray(tile, dtype=matrix.dtype)
+            scores, done = self._group[f"scores/{side}"], self._group[f"done/{side}"]
+            _write_chunks(scores, rows, columns, tile)
             data_to_disk(scores)
-            finished = self._group[f"done/{side}"]
+            finished = done[...]
             finished[block] = 1
-            finished.flush()
-        self._finished[side][block] = True
+            done.id.write_direct_chunk((0, 0), finished.tobytes())  # its only chunk
+
+
+def _check_plain(scores: h5py.Dataset, done: h5py.Dataset) -> None:
+    packed = any(data.id.get_create_plist().get_nfilters() for data in (scores, done))
+    if packed or scores.chunks is None or done.chunks != done.shape:
+        raise StoreError(
+            f"{scores.file.filename} was repacked before it was complete, and cannot be continued. Rebuild it with --overwrite."
+        )
+
+
+def _write_chunks(scores: h5py.Dataset, rows: slice, columns: slice, tile: NDArray[Any]) -> None:
+    """Write whole chunks straight to their place in the file.
+
+    What HDF5 holds back and fails to write later, on a full or broken disk, it tries to write again when the file is closed and
+    when the process ends, and crashes there. Nothing is held back this way, and a failure shows at once.
+    """
+    height, width = scores.chunks
+    for top in range(rows.start // height * height, rows.stop, height):
+        for left in range(columns.start // width * width, columns.stop, width):
+            here = slice(top, min(top + height, len(scores))), slice(left, min(left + width, scores.shape[1]))
+            inner = [_overlap(*pair) for pair in zip(here, (rows, columns), strict=True)]
+            chunk = np.full((height, width), np.nan, scores.dtype)
+            if inner != [*here]:  # the rest of the chunk belongs to other tiles
+                chunk[: here[0].stop - top, : here[1].stop - left] = scores[here]
+            to = tuple(
+                slice(part.start - first, part.stop - first) for part, first in zip(inner, (top, left), strict=True)
+            )
+            of = tuple(
+                slice(part.start - all_.start, part.stop - all_.start)
+                for part, all_ in zip(inner, (rows, columns), strict=True)
+            )
+            chunk[to] = tile[of]
+            scores.id.write_direct_chunk((top, left), chunk.tobytes())
+
+
+def _overlap(one: slice, other: slice) -> slice:
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
