@@ -145,6 +145,9 @@ def _merge_numbers(value: JSON) -> JSON:
 
 
 def _flatten(value: JSON, name: str = "") -> dict[str, JSON]:
+    """Dotted names down to the values; a list of mappings is numbered, any other list is one value."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {str(i): item for i, item in enumerate(value)}
     if not isinstance(value, dict) or (name and not value):
         return {name: value}
     flat: dict[str, JSON] = {}

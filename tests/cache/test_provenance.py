@@ -99,6 +99,12 @@ def test_differences_name_the_setting_and_both_values():
     assert differences(held, asked) == [("damping", "0.01", "0.001"), ("data.seed", "(not set)", "3")]
 
 
+def test_differences_look_into_lists_of_settings():
+    held = {"variants": [{"name": "", "damping": 0.0}, {"name": "damped", "damping": 5e-4}], "rows": [1, 2]}
+    asked = {"variants": [{"name": "", "damping": 0.0}, {"name": "damped", "damping": 1e-3}], "rows": [1, 3]}
+    assert differences(held, asked) == [("rows", "[1, 2]", "[1, 3]"), ("variants.1.damping", "0.0005", "0.001")]
+
+
 def test_long_values_are_told_apart_by_their_hash():
     (name, one, other), *more = differences({"rows": list(range(100))}, {"rows": [*range(99), 7]})
     assert (name, more) == ("rows", [])

@@ -277,6 +277,10 @@ assert outcomes["opened"] > 10 and outcomes["refused"] > 100, outcomes
 """
 
 
+@pytest.mark.skipif(
+    h5py.version.hdf5_version_tuple < (2, 0, 0),
+    reason="HDF5 before 2.0 crashes on some damaged files before we can look at them",
+)
 def test_bytes_changed_at_random_end_in_a_sentence_or_in_scores(path: Path):
     # no proof: HDF5 parses a file before anyone can look at it. In a process of its own, for HDF5 itself may crash or loop
     subprocess.run([sys.executable, "-c", CHANGE_BYTES, str(path)], check=True, timeout=300)
