@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache.errors import StoreError, StoreMismatch
     from .influence.errors import ShapeError, SolveError
+    from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
@@ -39,6 +40,7 @@ _HOME = {
     "open_scores": ".pipeline",
     "LinearHead": ".influence.head",
     "Hessian": ".influence.hessian",
+    "GaussNewton": ".influence.gauss_newton",
     "GradientDot": ".influence.gradient_dot",
     "Scores": ".influence.scores",
     "Table": ".influence.tables",
@@ -59,6 +61,7 @@ __all__ = [
     # curvatures
     "LinearHead",
     "Hessian",
+    "GaussNewton",
     "GradientDot",
     # errors
     "UpweightError",

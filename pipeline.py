@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import UsageError
 from .influence.settings import AttributeSettings
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .influence.examples import Progress, Source
     from .influence.problem import Loss
     from .influence.scores import Scores
-    from .influence.side import Side
     from .models.runs import Run
     from .reports.runs import RunView
 
@@ -142,7 +141,7 @@ def attribute(
         queries: Likewise; None scores the train set on itself.
         parameters: "head" (the last linear layer), "blocks:3" (the last 3 residual blocks and the head), "all", or names of
             parameters or modules.
-        curvature: None: `LinearHead()` for the head, `Hessian()` otherwise.
+        curvature: None: `LinearHead()` for the head, `GaussNewton()` otherwise; with a `loss` of yours, `Hessian()`.
         query_label: "true" or "predicted": the label that the loss of a query is taken at.
         weight_decay: L2 penalty of the training run, when known: for the report on stationarity, never added silently.
         train_scores: Also score the train set on itself, into `scores.on_train`.
@@ -198,7 +197,7 @@ def attribute(
             query_label=query_label,  # type: ignore[arg-type]  # checked by Variant
             train_scores=train_scores,
         )
-        return _score(prepared, [variant], out, report, overwrite=overwrite)[""]
+        return _score([(prepared, variant)], out, report, overwrite=overwrite)[""]
 
 
 def open_scores(path: str | Path, variant: str = "") -> Scores:
@@ -231,15 +230,17 @@ def _resolve(model: nn.Module, parameters: str | Sequence[str]) -> tuple[tuple[s
 
 
 def _default_curvature(prepared: Prepared) -> Curvature[Any]:
+    from .influence.gauss_newton import GaussNewton
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
 
-    return LinearHead() if prepared.problem.linear and prepared.problem.loss is None else Hessian()
+    if prepared.problem.loss is not None:
+        return Hessian()  # the other two factor the Hessian of cross-entropy
+    return LinearHead() if prepared.problem.linear else GaussNewton()
 
 
 def _score(
-    prepared: Prepared,
-    variants: Sequence[Variant],
+    plan: Sequence[tuple[Prepared, Variant]],
     out: str | Path | None,
     report: Progress | None,
     config: Mapping[str, Any] | None = None,
@@ -247,33 +248,31 @@ def _score(
     overwrite: bool = False,
 ) -> dict[str, Scores]:
     """Fit and score every variant, into memory or into one store."""
-    from .influence.attribute import fit, write_scores
+    from .influence.attribute import fit, tile_shape, write_scores
 
-    if out is not None:
-        config = _config(prepared, variants) if config is None else config
-        finished = None if overwrite else _finished(Path(out), config)
-        if finished is not None:
-            return finished
-    fitted = {variant.name: fit(prepared, variant, report) for variant in variants}
+    grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
     if out is None:
-        return {name: _in_memory(prepared, one, report) for name, one in fitted.items()}
-    assert config is not None  # made above for every store
-    store = _store(prepared, list(fitted.values()), Path(out), config, overwrite=overwrite)
-    with store:
-        for name, one in fitted.items():
-            write_scores(prepared, one, store.sink(name), report)
+        return {variant.name: _in_memory(fit(prepared, variant, report), grid, report) for prepared, variant in plan}
+    config = _config(plan) if config is None else config
+    finished = None if overwrite else _finished(Path(out), config)
+    if finished is not None:
+        return finished
+    fitted = [fit(prepared, variant, report) for prepared, variant in plan]
+    with _store(fitted, Path(out), config, grid, overwrite=overwrite) as store:
+        for one in fitted:
+            write_scores(one, store.sink(one.variant.name), grid, report)
         store.finish()
-    return {name: open_scores(out, name) for name in fitted}
+    return {one.variant.name: open_scores(out, one.variant.name) for one in fitted}
 
 
-def _in_memory(prepared: Prepared, one: Fitted, report: Progress | None) -> Scores:
-    from .influence.attribute import ArraySink, examples, sides, write_scores
+def _in_memory(one: Fitted, grid: tuple[int, int], report: Progress | None) -> Scores:
+    from .influence.attribute import ArraySink, examples, write_scores
     from .influence.scores import Scores
 
-    queries, train = examples(prepared)
-    sink = ArraySink(sides(prepared, one.variant), str(prepared.problem.dtype).removeprefix("torch."))
-    write_scores(prepared, one, sink, report)
-    meta, on_train = one.meta(prepared), None
+    queries, train = examples(one.prepared)
+    sink = ArraySink(one.shapes, str(one.prepared.problem.dtype).removeprefix("torch."))
+    write_scores(one, sink, grid, report)
+    meta, on_train = one.meta(), None
     if "train" in sink.matrices:
         on_train = Scores(sink.matrices["train"], train, train, spectrum=one.spectrum, meta=meta, on_itself=True)
     if queries is None:
@@ -283,63 +282,55 @@ def _in_memory(prepared: Prepared, one: Fitted, report: Progress | None) -> Scor
 
 
 def _store(
-    prepared: Prepared, fitted: Sequence[Fitted], out: Path, config: Mapping[str, Any], *, overwrite: bool
+    fitted: Sequence[Fitted], out: Path, config: Mapping[str, Any], grid: tuple[int, int], *, overwrite: bool
 ) -> Store:
     """The store that these variants go into: new, or the one that was begun."""
     from .cache.store import Store, VariantLayout
-    from .influence.attribute import examples, sides, tile_shape
+    from .influence.attribute import examples
 
-    queries, train = examples(prepared)
-    rows, columns = tile_shape(prepared)
+    queries, train = examples(fitted[0].prepared)
+    variants = [
+        VariantLayout(
+            name=one.variant.name, attributes=one.meta(), spectrum=one.spectrum, train_scores="train" in one.shapes
+        )
+        for one in fitted
+    ]
     return Store.create_or_resume(
         out,
         queries=queries,
         train=train,
-        variants=[
-            VariantLayout(
-                name=one.variant.name,
-                attributes=one.meta(prepared),
-                spectrum=one.spectrum,
-                train_scores="train" in sides(prepared, one.variant),
-            )
-            for one in fitted
-        ],
+        variants=variants,
         attributes={},
         config=config,
-        dtype=str(prepared.problem.dtype).removeprefix("torch."),
-        rows_per_tile=rows,
-        columns_per_tile=columns,
+        dtype=str(fitted[0].prepared.problem.dtype).removeprefix("torch."),
+        rows_per_tile=grid[0],
+        columns_per_tile=grid[1],
         overwrite=overwrite,
     )
 
 
-def _config(prepared: Prepared, variants: Sequence[Variant]) -> dict[str, Any]:
+def _config(plan: Sequence[tuple[Prepared, Variant]]) -> dict[str, Any]:
     """What tells two stores of a network in memory apart: settings, weights and examples."""
     from .cache.provenance import array_hash
 
-    def hashed(side: Side) -> str:
-        return array_hash(side.logits.cpu().numpy()) + array_hash(side.examples.label)
-
+    prepared = plan[0][0]
     problem = prepared.problem
-    weights = {
-        name: array_hash(value.cpu().reshape(-1).numpy())
-        for name, value in sorted({**problem.fixed, **problem.theta}.items())
-    }
+    weights = sorted({**problem.fixed, **problem.theta}.items())
     return {
-        "parameters": list(problem.theta),
-        "weights": weights,
-        "train": hashed(prepared.train),
-        "queries": None if prepared.queries is None else hashed(prepared.queries),
+        "weights": {name: array_hash(value.cpu().reshape(-1).numpy()) for name, value in weights},
+        "train": prepared.train.fingerprint,
+        "queries": None if prepared.queries is None else prepared.queries.fingerprint,
         "dtype": str(problem.dtype),
         "weight_decay": prepared.facts["weight_decay"],
         "variants": [
             {
                 "name": variant.name,
+                "parameters": list(its.problem.theta),
                 "curvature": variant.curvature.settings(),
                 "query_label": variant.query_label,
                 "train_scores": variant.train_scores,
             }
-            for variant in variants
+            for its, variant in plan
         ],
     }
 
@@ -414,9 +405,7 @@ def attribute_run(
     Returns:
         Scores by variant; the main one is named "".
     """
-    from .influence.attribute import prepare
     from .influence.problem import evaluating
-    from .models.device import resolve_device
     from .models.runs import Run, load_run
     from .reports.progress import reporter
 
@@ -428,29 +417,53 @@ def attribute_run(
         "model_sha256": run.info["model_sha256"],
         "data_sha256": run.info["data"]["fingerprint"],
     }
-    finished = _finished(out, config) if not overwrite else None
+    finished = None if overwrite else _finished(out, config)
     if finished is not None:
         return finished
-    network = run.model.model
-    names, head = _resolve(network, _words(settings.parameters))
     decay = float(run.info["weight_decay"])
-    with evaluating(network):
-        prepared = prepare(
-            network,
-            run.train,
-            run.test,
-            parameters=names,
-            head=head,
-            loss=None,
-            dtype=_dtype(settings.dtype),
-            device=resolve_device(settings.device),
-            batch_size=settings.batch_size,
-            weight_decay=decay,
-            train_index=run.train.index.tolist(),
-            query_index=run.test.index.tolist(),
-            progress=report,
-        )
-        return _score(prepared, _variants(prepared, settings, decay), out, report, config, overwrite=overwrite)
+    sides = _Sides(run.train, run.test, run.train.index.tolist(), run.test.index.tolist())
+    with evaluating(run.model.model):
+        prepared = _prepared(run.model.model, sides, settings, decay, report)
+        plan = [(prepared, variant) for variant in _variants(prepared, settings, decay)]
+        if "block" in settings.also:
+            block = replace(settings, parameters=f"blocks:{run.info['k']}", curvature="gauss-newton", damping=None)
+            whole = _prepared(run.model.model, sides, block, decay, report)
+            plan.append((whole, replace(plan[0][1], curvature=_curvature(whole, block), name="block")))
+        return _score(plan, out, report, config, overwrite=overwrite)
+
+
+class _Sides(NamedTuple):
+    """Train set and queries with their ids; None: positions."""
+
+    train: Source
+    queries: Source | None
+    train_index: list[int] | None = None
+    query_index: list[int] | None = None
+
+
+def _prepared(
+    network: nn.Module, sides: _Sides, settings: AttributeSettings, weight_decay: float | None, report: Progress | None
+) -> Prepared:
+    """Both sides examined as the settings say."""
+    from .influence.attribute import prepare
+    from .models.device import resolve_device
+
+    names, head = _resolve(network, _words(settings.parameters))
+    return prepare(
+        network,
+        sides.train,
+        sides.queries,
+        parameters=names,
+        head=head,
+        loss=None,
+        dtype=_dtype(settings.dtype),
+        device=resolve_device(settings.device),
+        batch_size=settings.batch_size,
+        weight_decay=weight_decay,
+        train_index=sides.train_index,
+        query_index=sides.query_index,
+        progress=report,
+    )
 
 
 def attribute_own(
@@ -476,9 +489,7 @@ def attribute_own(
     Raises:
         UsageError: No network or no train set is named.
     """
-    from .influence.attribute import prepare
     from .influence.problem import evaluating
-    from .models.device import resolve_device
     from .models.own import load_examples, load_own_model
     from .reports.progress import reporter
 
@@ -487,25 +498,11 @@ def attribute_own(
     network = load_own_model(own.model, own.weights)
     train = load_examples(own.train, own.input_shape, part="train")
     queries = None if own.queries is None else load_examples(own.queries, own.input_shape, part="test")
-    report = reporter(progress)
-    names, head = _resolve(network, _words(settings.parameters))
     with evaluating(network):
-        prepared = prepare(
-            network,
-            train,
-            queries,
-            parameters=names,
-            head=head,
-            loss=None,
-            dtype=_dtype(settings.dtype),
-            device=resolve_device(settings.device),
-            batch_size=settings.batch_size,
-            weight_decay=own.weight_decay,
-            progress=report,
-        )
-        variants = _variants(prepared, settings, own.weight_decay)
+        prepared = _prepared(network, _Sides(train, queries), settings, own.weight_decay, reporter(progress))
+        plan = [(prepared, variant) for variant in _variants(prepared, settings, own.weight_decay)]
         out.mkdir(parents=True, exist_ok=True)
-        return _score(prepared, variants, out / STORE_FILE, report, overwrite=overwrite)
+        return _score(plan, out / STORE_FILE, reporter(progress), overwrite=overwrite)
 
 
 def _finished(out: Path, config: Mapping[str, Any]) -> dict[str, Scores] | None:
@@ -556,18 +553,27 @@ def _variants(prepared: Prepared, settings: AttributeSettings, weight_decay: flo
 
 
 def _curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature[Any]:
+    from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
 
     name = settings.curvature
+    damping = settings.damping or 0.0
     if name == "auto":
-        name = "linear-head" if prepared.problem.linear else "hessian"
+        name = "linear-head" if prepared.problem.linear else "gauss-newton"
     if name == "linear-head":
-        return LinearHead(damping=settings.damping, rcond=settings.rcond)
+        return LinearHead(damping=damping, rcond=settings.rcond)
+    if name == "gauss-newton":
+        return GaussNewton(
+            rows=settings.rows,  # type: ignore[arg-type]  # checked by the settings
+            damping="auto" if settings.damping is None else settings.damping,
+            rcond=settings.rcond,
+            leave_one_out=settings.leave_one_out,
+        )
     if name == "hessian":
         return Hessian(
-            damping=settings.damping,
+            damping=damping,
             rcond=settings.rcond,
             absolute=settings.absolute,
             negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion
@@ -601,7 +607,6 @@ def compare(
     from .reports.progress import reporter
 
     report = reporter(progress)
-    how = AttributeSettings(train_scores=True, also=("damped", "predicted"), device=recipe.device)
     networks = [load_model(source) for source in settings.sources]
     plan = [(network, k, paper_seed(i)) for network in networks for k in settings.k for i in range(settings.seeds)]
     out = Path(settings.out)
@@ -611,6 +616,8 @@ def compare(
         said = _prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
         target = load_data(data, network.spec.input_shape)
         run = fine_tune(network, target, replace(recipe, k=k, seed=seed), folder, said, overwrite=settings.overwrite)
+        also = ("damped", "predicted", "block") if k else ("damped", "predicted")
+        how = AttributeSettings(train_scores=True, also=also, device=recipe.device)
         attribute_run(run, how, overwrite=settings.overwrite, progress=said)
         folders.append(folder)
     return make_report(folders, out / "report", page, progress=report)

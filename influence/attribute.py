@@ -138,15 +138,23 @@ class Variant:
 class Fitted:
     """A variant with its factored curvature."""
 
+    prepared: Prepared
     variant: Variant
     state: Any
     spectrum: Spectrum | None
 
-    def meta(self, prepared: Prepared) -> dict[str, Any]:
-        """How these scores were made, ready for JSON.
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shape of every matrix it fills, by side."""
+        n = len(self.prepared.train)
+        queries = self.prepared.queries
+        shapes = {} if queries is None else {"queries": (len(queries), n)}
+        if self.variant.train_scores or queries is None:
+            shapes["train"] = (n, n)
+        return shapes
 
-        Args:
-            prepared: What they were made of.
+    def meta(self) -> dict[str, Any]:
+        """How these scores were made, ready for JSON.
 
         Returns:
             Curvature, label, unit, sign and the facts of the run.
@@ -156,7 +164,8 @@ class Fitted:
             "query_label": self.variant.query_label,
             "unit": self.variant.curvature.unit,
             "sign": SIGN,
-            **prepared.facts,
+            **self.prepared.facts,
+            "warnings": [*self.prepared.facts["warnings"], *self.variant.curvature.warnings(self.state)],
         }
 
 
@@ -201,7 +210,9 @@ def prepare(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
-    problem = make_problem(model, parameters, head=head, loss=loss, dtype=dtype, device=device)
+    problem = make_problem(
+        model, parameters, head=head, loss=loss, dtype=dtype, device=device, weight_decay=weight_decay
+    )
     reader = Reader(train, "train")
     check_batch_independence(problem, reader)
     side = examine(problem, reader, index=train_index, batch_size=batch_size, progress=progress)
@@ -242,55 +253,38 @@ def fit(prepared: Prepared, variant: Variant, progress: Progress | None = None) 
         spectrum = replace(spectrum, sensitivity=_sensitivity(prepared, variant, state))
     if progress is not None:
         progress("curvature", 1, 1)
-    return Fitted(variant, state, spectrum)
+    return Fitted(prepared, variant, state, spectrum)
 
 
-def sides(prepared: Prepared, variant: Variant) -> dict[str, tuple[int, int]]:
-    """The matrices that a variant will fill.
-
-    Args:
-        prepared: Both sides.
-        variant: What to score with.
-
-    Returns:
-        Shape by side.
-    """
-    n = len(prepared.train)
-    shapes = {} if prepared.queries is None else {"queries": (len(prepared.queries), n)}
-    if variant.train_scores or prepared.queries is None:
-        shapes["train"] = (n, n)
-    return shapes
-
-
-def tile_shape(prepared: Prepared) -> tuple[int, int]:
+def tile_shape(p: int) -> tuple[int, int]:
     """Rows and columns of a tile: whole chunks of the store, within a budget of memory.
 
     Args:
-        prepared: Both sides.
+        p: Number of analysed parameters.
 
     Returns:
         Rows, a multiple of 128 up to 2,048; columns, a multiple of 512 up to 4,096.
     """
-    row = 8 * prepared.problem.p
+    row = 8 * p
     rows = 128 * max(1, min(16, ROW_BYTES // (128 * row)))
     columns = 512 * max(1, min(8, COLUMN_BYTES // (512 * row)))
     return rows, columns
 
 
-def write_scores(prepared: Prepared, fitted: Fitted, sink: Sink, progress: Progress | None = None) -> None:
+def write_scores(fitted: Fitted, sink: Sink, grid: tuple[int, int], progress: Progress | None = None) -> None:
     """Compute every tile that is not there yet.
 
     Args:
-        prepared: Both sides.
         fitted: The variant.
         sink: Where tiles go.
+        grid: Rows and columns of a tile.
         progress: Told after each tile; tiles found finished count.
 
     Raises:
         SolveError: A score is NaN or infinite; nothing of that tile is written.
     """
-    grid = tile_shape(prepared)
-    for side_name, shape in sides(prepared, fitted.variant).items():
+    prepared = fitted.prepared
+    for side_name, shape in fitted.shapes.items():
         rows_of = prepared.side(side_name, fitted.variant.query_label)
         stage = f"score {side_name}" + (f" ({fitted.variant.name})" if fitted.variant.name else "")
         total = -(-shape[0] // grid[0]) * -(-shape[1] // grid[1])
@@ -341,22 +335,20 @@ def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, 
     if k < 1:
         return {}
 
-    def first(state: Any) -> NDArray[np.int64]:
-        found = []
-        for rows in blocks:
-            tile = variant.curvature.scores(
-                state, variant.curvature.solve(state, side, rows), prepared.train, slice(0, len(prepared.train))
-            )
-            scores = tile.cpu().numpy()
-            if on_itself:
-                scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
-            found.append(largest_columns(scores, k))
-        return np.concatenate(found)
+    def first(state: Any, rows: slice) -> NDArray[np.int64]:
+        solved = variant.curvature.solve(state, side, rows)
+        tile = variant.curvature.scores(state, solved, prepared.train, slice(0, len(prepared.train)))
+        scores = tile.cpu().numpy()
+        if on_itself:
+            scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
+        return largest_columns(scores, k)
 
-    base = first(state)
+    # block by block, so that what does not depend on the damping is there for the next state
+    found = [{name: first(one, rows) for name, one in {"": state, **others}.items()} for rows in blocks]
+    base = np.concatenate([block[""] for block in found])
     out: dict[str, float] = {}
-    for name, other in others.items():
-        there = first(other)
+    for name in others:
+        there = np.concatenate([block[name] for block in found])
         kept = (base[:, :, None] == there[:, None, :]).any(2)
         out[f"top1_changed_at_{name}"] = float((base[:, 0] != there[:, 0]).mean())
         out[f"top5_changed_at_{name}"] = float(1 - kept.mean())

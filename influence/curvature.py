@@ -72,6 +72,16 @@ class Curvature(Protocol[State]):
             The facts, or None for a method without a curvature.
         """
 
+    def warnings(self, state: State) -> list[str]:
+        """What a user must know about this inverse.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            Sentences; mostly none.
+        """
+
     def neighbours(self, state: State) -> Mapping[str, State]:
         """The same fit at other settings, to see how much they matter.
 

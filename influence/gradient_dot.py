@@ -81,6 +81,17 @@ class GradientDot:
             state: What `fit` gave.
         """
 
+    def warnings(self, state: TrainGradients) -> list[str]:
+        """There is nothing to warn of that the spectrum does not show.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            An empty list.
+        """
+        return []
+
     def neighbours(self, state: TrainGradients) -> Mapping[str, TrainGradients]:
         """There is nothing to vary.
 

@@ -126,6 +126,17 @@ class LinearHead:
         """
         return state.eigen.spectrum(state.rule)
 
+    def warnings(self, state: HeadState) -> list[str]:
+        """There is nothing to warn of that the spectrum does not show.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            An empty list.
+        """
+        return []
+
     def neighbours(self, state: HeadState) -> Mapping[str, HeadState]:
         """The same decomposition at a tenth and at ten times the damping or cutoff.
 

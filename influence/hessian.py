@@ -132,6 +132,17 @@ class Hessian:
         """
         return state.eigen.spectrum(state.rule)
 
+    def warnings(self, state: HessianState) -> list[str]:
+        """There is nothing to warn of that the spectrum does not show.
+
+        Args:
+            state: What `fit` gave.
+
+        Returns:
+            An empty list.
+        """
+        return []
+
     def neighbours(self, state: HessianState) -> Mapping[str, HessianState]:
         """The same decomposition at a tenth and at ten times the damping or cutoff.
 

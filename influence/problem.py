@@ -57,6 +57,8 @@ class Problem:
     """None: cross-entropy, for which closed forms hold."""
     dtype: torch.dtype
     device: torch.device
+    weight_decay: float | None = None
+    """L2 penalty of the training run, when known."""
 
     @property
     def p(self) -> int:
@@ -218,6 +220,7 @@ def make_problem(
     loss: Loss | None,
     dtype: torch.dtype | None,
     device: torch.device,
+    weight_decay: float | None = None,
 ) -> Problem:
     """Read a model into a `Problem`.
 
@@ -228,6 +231,7 @@ def make_problem(
         loss: None for cross-entropy.
         dtype: Type to compute in; None: the model's own (float32 for a half-precision model).
         device: Where to compute.
+        weight_decay: L2 penalty of the training run, when known.
 
     Returns:
         The problem; tensors are copied only where type or device differ.
@@ -257,7 +261,7 @@ def make_problem(
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise SolveError(f"{name} of {type(model).__name__} holds NaN or infinite values; load sound weights.")
     theta = {name: every.pop(name) for name in parameters}
-    return Problem(model, theta, every, head, loss, dtype, device)
+    return Problem(model, theta, every, head, loss, dtype, device, weight_decay)
 
 
 def run_model(problem: Problem, x: Tensor, name: str, theta: Mapping[str, Tensor] | None = None) -> Tensor:

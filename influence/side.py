@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Side:
     features: Float[Tensor, "n F"] | None
     """Input of the head, float64."""
     batch_size: int
+    fingerprint: str
+    """sha256 of inputs and labels, whatever the batches they were read in."""
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -115,6 +118,7 @@ def examine(
     logits_: list[Tensor] = []
     labels_: list[Tensor] = []
     features_: list[Tensor | None] = []
+    digests = hashlib.sha256(), hashlib.sha256()
     with torch.no_grad(), head_inputs(problem) as caught:
         for rows, x, y in reader.blocks(batch_size):
             caught.clear()
@@ -123,6 +127,8 @@ def examine(
             check_logits(logits, y, rows, reader.name)
             if problem.head is not None:
                 features_.append(_head_input(problem, caught, logits, rows, reader.name))
+            for digest, part in zip(digests, (x, y), strict=True):
+                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             logits_.append(logits.double())
             labels_.append(y)
             if progress is not None:
@@ -148,7 +154,8 @@ def examine(
     )
     if query_label == "predicted":
         residual = problem.output_losses(logits, target)[1]
-    return Side(problem, reader, examples, logits, target, residual, features, batch_size)
+    fingerprint = "".join(digest.hexdigest() for digest in digests)
+    return Side(problem, reader, examples, logits, target, residual, features, batch_size, fingerprint)
 
 
 @contextmanager

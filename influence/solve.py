@@ -9,6 +9,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -160,12 +161,13 @@ class Eigen:
         return magnitude > self.cutoff(rule)  # '>': a zero curvature maps to zero, not to infinity
 
 
-def eigendecompose(H: Float[Tensor, "size size"], eps: float) -> Eigen:
+def eigendecompose(H: Float[Tensor, "size size"], eps: float, *, vectors: bool = True) -> Eigen:
     """Decompose a symmetric matrix in float64.
 
     Args:
         H: The mean curvature; only its symmetric part is used.
         eps: Rounding unit of what it was accumulated from.
+        vectors: Eigenvectors too; without them the result has none and cannot be applied, only reported.
 
     Returns:
         Eigenvalues in descending order with their vectors, on the device of H.
@@ -180,16 +182,21 @@ def eigendecompose(H: Float[Tensor, "size size"], eps: float) -> Eigen:
             "The curvature holds NaN or infinite entries; look for such values in the weights or the data."
         )
     if H.is_cuda:
-        lam, V = torch.linalg.eigh(H)
+        lam, V = torch.linalg.eigh(H) if vectors else (torch.linalg.eigvalsh(H), H.new_empty(0, 0))
     else:
-        driver: Literal["evd", "evr"] = "evd" if len(H) <= EVD_LIMIT else "evr"
         try:
             # threads only slow a small matrix down, and a hundredfold on a machine that is busy with something else
             with threadpool_limits(1 if len(H) <= SMALL else None, user_api="blas"):
-                lam_, V_ = scipy.linalg.eigh(
-                    H.numpy().astype(np.float64, copy=False), driver=driver, check_finite=False, overwrite_a=True
-                )
+                lam, V = _lapack(H.numpy().astype(np.float64, copy=False), vectors=vectors)
         except scipy.linalg.LinAlgError as error:
             raise SolveError(f"The eigendecomposition of the {len(H)} x {len(H)} curvature failed: {error}.") from error
-        lam, V = torch.from_numpy(lam_), torch.from_numpy(V_)
     return Eigen(lam.flip(0), V.flip(1), eps)
+
+
+def _lapack(H: NDArray[np.float64], *, vectors: bool) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues, and vectors when they are wanted; H is overwritten."""
+    if not vectors:
+        return torch.from_numpy(scipy.linalg.eigvalsh(H, check_finite=False, overwrite_a=True)), torch.empty(0, 0)
+    driver: Literal["evd", "evr"] = "evd" if len(H) <= EVD_LIMIT else "evr"
+    lam, V = scipy.linalg.eigh(H, driver=driver, check_finite=False, overwrite_a=True)
+    return torch.from_numpy(lam), torch.from_numpy(V)

@@ -14,6 +14,7 @@ PUBLIC = [
     "Table",
     "LinearHead",
     "Hessian",
+    "GaussNewton",
     "GradientDot",
     "UpweightError",
     "UsageError",
