@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def load_examples(
-    data: str, input_shape: tuple[int, ...] | None, part: Literal["train", "test"]
+    data: str, input_shape: Sequence[int] | None, part: Literal["train", "test"], root: str | None = None
 ) -> ImageSet | tuple[Tensor, Tensor]:
     """Examples for a network of the user's.
 
@@ -102,6 +102,7 @@ def load_examples(
         data: An .npz with x and y, an image folder, or the name of a data set.
         input_shape: Channels, height and width, for images; an .npz goes in as it is.
         part: Which part of a data set that has two.
+        root: Folder that holds the files of a named data set.
 
     Returns:
         Images of that shape in [0, 1]; from an .npz, tensors x (bytes as floats in [0, 1]) and y.
@@ -114,7 +115,7 @@ def load_examples(
         return _read_npz(Path(data))
     if input_shape is None or len(input_shape) != 3:
         raise UsageError(f"{data} holds images; say what size your network takes, as in --input-shape 3 224 224.")
-    target = load_data(DataSettings(data=data), (input_shape[0], input_shape[1], input_shape[2]))
+    target = load_data(DataSettings(data=data, root=root), (input_shape[0], input_shape[1], input_shape[2]))
     return target.train if part == "train" else target.test
 
 
