@@ -162,7 +162,8 @@ def draw_neighbours(
     groups = [(HELPFUL, images, table)] + ([] if below is None else [(HARMFUL, *below)])
     longest = max(len(rows) for _, _, rows in groups)
     with styled():
-        fig, sheet = Sheet.sized(1 + 2 * GAP + PITCH * max(longest, 1), len(groups), lines=2, side=1.1, header=0.3)
+        lines = 2 if below is None else 3  # the third leaves room for the heading of the pair below
+        fig, sheet = Sheet.sized(1 + 2 * GAP + PITCH * max(longest, 1), len(groups), lines=lines, side=1.1, header=0.3)
         name = "" if query_label is None else _name(class_names, query_label)
         sheet.picture(as_picture(query_image), 0.0, 0, [(name, INK), (query_caption, FAINT)])
         sheet.text("query", 0.5, -0.15, color=FAINT)

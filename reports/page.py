@@ -31,7 +31,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def write_report(
-    runs: Sequence[RunView], out: Path, settings: ReportSettings | None = None, progress: Progress | None = None
+    runs: Sequence[RunView],
+    out: Path,
+    settings: ReportSettings | None = None,
+    progress: Progress | None = None,
+    *,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write index.html, its figures (PNG), its tables (CSV) and stats.json.
 
@@ -40,6 +45,7 @@ def write_report(
         out: Folder; made when it is not there, files of the same names in it are replaced.
         settings: How the report is made; None: as it is by default.
         progress: Told "report", pieces done, pieces in all.
+        inputs: A digest of every run by name, kept so that a report can be told from one of other runs.
 
     Returns:
         What stats.json holds; docs/stats.md says what each name means.
@@ -69,7 +75,7 @@ def write_report(
         "settings": settings,
         "version": __version__,
     }
-    stats = _stats(groups, conclusions, output, settings)
+    stats = {**_stats(groups, conclusions, output, settings), "inputs": dict(inputs or {})}
     (output.folder / "stats.json").write_text(
         json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -1,0 +1,64 @@
+"""The numbers of a report that a terminal shows: accuracies and the nearest neighbours' classes, by source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..influence.tables import Table
+
+Row = Mapping[str, Any]
+
+
+def summary(stats: Mapping[str, Any]) -> list[Table]:
+    """The main table of every group of runs.
+
+    Args:
+        stats: What stats.json holds.
+
+    Returns:
+        One table a group: a column for each source and for each difference between sources, in percent with intervals.
+    """
+    return [_group_table(stats, group) for group in stats["groups"]]
+
+
+def _group_table(stats: Mapping[str, Any], group: Mapping[str, Any]) -> Table:
+    lines: dict[str, dict[str, str]] = {}
+    for row in _rows(stats, "accuracy", group):
+        if row["set"] == "test":
+            lines.setdefault("test accuracy", {})[_column(row)] = _cell(row)
+    for row in _rows(stats, "class_match", group):
+        if row["queries"] == "test" and row["measure"] == "rank 1":
+            lines.setdefault(f"class match: {row['method']}", {})[_column(row)] = _cell(row)
+    heads = list(dict.fromkeys(column for cells in lines.values() for column in cells))
+    columns = {"percent [95% interval]": np.array(list(lines))}
+    columns |= {head: np.array([cells.get(head, "") for cells in lines.values()]) for head in heads}
+    blocks = "the head alone" if group["k"] == 0 else f"the last {group['k']} blocks and the head"
+    seeds = len(group["seeds"])
+    title = (
+        f"{group['data']}, {group['n']} train examples, {blocks}, {seeds} seed{'s' if seeds > 1 else ''} "
+        "(class match: the first neighbour has the test query's true class)"
+    )
+    return Table(columns, title)
+
+
+def _rows(stats: Mapping[str, Any], table: str, group: Mapping[str, Any]) -> Iterator[Row]:
+    columns = stats["tables"][table]["columns"]
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        if all(row[name] == group[name] for name in ("data", "k", "n")):
+            yield row
+
+
+def _column(row: Row) -> str:
+    return f"{row['source']} minus {row['minus']}" if row["minus"] else str(row["source"])
+
+
+def _cell(row: Row) -> str:
+    sign = "+" if row["minus"] else ""
+    mean, low, high = (
+        None if row[name] is None else f"{100 * row[name]:{sign}.1f}" for name in ("mean", "low", "high")
+    )
+    return "" if mean is None else mean if low is None or high is None else f"{mean} [{low}, {high}]"
