@@ -5,15 +5,19 @@ Heavy modules are imported inside the functions that need them, so that the comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import UsageError
+from . import UsageError, __version__
+from .cache.errors import StoreError
 from .influence.settings import AttributeSettings
 from .models.settings import DataSettings, FineTuneSettings, PretrainSettings
 from .reports.settings import ReportSettings
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from .influence.examples import Progress, Source
     from .influence.problem import Loss
     from .influence.scores import Scores
+    from .models.checkpoints import LoadedModel
+    from .models.data import TargetData
     from .models.runs import Run
     from .reports.runs import RunView
 
@@ -46,9 +52,6 @@ class CompareSettings:
 
     out: str = "upweight-out"
     """Folder for runs/ and report/."""
-
-    overwrite: bool = False
-    """Replace runs and scores that were made under other settings."""
 
     def __post_init__(self) -> None:
         if not self.sources or not self.k:
@@ -90,6 +93,17 @@ class OwnSettings:
     input_shape: tuple[int, ...] | None = None
     """Channels, height and width it takes, for an image folder or a named data set; an .npz goes in as it is."""
 
+    root: str | None = None
+    """Folder that holds the files of a named data set."""
+
+    def __post_init__(self) -> None:
+        if self.weight_decay is not None and not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay is {self.weight_decay}; give a finite number >= 0.")
+        if self.input_shape is not None and (len(self.input_shape) != 3 or min(self.input_shape) < 1):
+            raise UsageError(
+                f"input_shape is {' '.join(map(str, self.input_shape))}; give channels, height and width, as in 3 224 224."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -112,7 +126,9 @@ class Report:
         Returns:
             The main tables, and where the page lies.
         """
-        return f"Report: {self.page}"
+        from .reports.summary import summary
+
+        return "\n\n".join([*(table.to_text() for table in summary(self.stats)), f"Report: {self.page}"])
 
 
 def attribute(
@@ -168,7 +184,7 @@ def attribute(
     from .influence.attribute import Variant, prepare
     from .influence.problem import evaluating
     from .models.device import resolve_device
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
@@ -177,8 +193,7 @@ def attribute(
             f"curvature is {curvature!r}; give an object such as upweight.LinearHead() or upweight.Hessian()."
         )
     names, head = _resolve(model, parameters)
-    report = reporter(progress)
-    with evaluating(model):
+    with evaluating(model), reporting(progress) as report:
         prepared = prepare(
             model,
             train,
@@ -338,21 +353,32 @@ def _config(plan: Sequence[tuple[Prepared, Variant]]) -> dict[str, Any]:
 # ---- stages over run folders -----------------------------------------------------------------------------------------------
 
 
-def pretrain(settings: PretrainSettings, out: Path, *, progress: bool | Progress | None = None) -> dict[str, Any]:
+def pretrain(
+    settings: PretrainSettings, out: Path, *, overwrite: bool = False, progress: bool | Progress | None = None
+) -> dict[str, Any]:
     """Train a source network.
 
     Args:
         settings: Data, architecture and recipe.
         out: Path of the .safetensors file.
+        overwrite: Replace a source that was made with other settings.
         progress: As in `attribute`.
 
     Returns:
         Its record: settings, accuracies, hash.
+
+    Raises:
+        UsageError: `out` has another ending.
     """
     from .models.pretrain import pretrain
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
-    return pretrain(settings, out, progress=reporter(progress))
+    if out.suffix != ".safetensors":
+        raise UsageError(
+            f"The weights are written as safetensors, and {out.name} says otherwise; end it in .safetensors."
+        )
+    with reporting(progress) as report:
+        return _kept_or_made(lambda anew: pretrain(settings, out, report, overwrite=anew), overwrite)
 
 
 def fine_tune(
@@ -379,18 +405,51 @@ def fine_tune(
     """
     from .models.checkpoints import load_model
     from .models.data import load_data
-    from .models.finetune import fine_tune
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
     network = load_model(source.source)
     target = load_data(data, network.spec.input_shape)
-    return fine_tune(network, target, settings, out, reporter(progress), overwrite=overwrite)
+    with reporting(progress) as report:
+        return _fine_tune(network, target, settings, out, report, overwrite=overwrite)
+
+
+def _fine_tune(
+    network: LoadedModel,
+    target: TargetData,
+    settings: FineTuneSettings,
+    out: Path,
+    report: Progress | None,
+    *,
+    overwrite: bool,
+) -> Run:
+    from .models.errors import RunMismatch
+    from .models.finetune import fine_tune
+    from .models.runs import MODEL_FILE, PARTIAL_FILE, RUN_FILE
+
+    if not overwrite and (out / MODEL_FILE).exists() and not any((out / f).exists() for f in (RUN_FILE, PARTIAL_FILE)):
+        raise RunMismatch(
+            f"{out} holds a {MODEL_FILE} that no {RUN_FILE} describes; choose another folder, or pass --overwrite."
+        )
+    return _kept_or_made(lambda anew: fine_tune(network, target, settings, out, report, overwrite=anew), overwrite)
+
+
+def _kept_or_made(make: Callable[[bool], T], overwrite: bool) -> T:
+    """Results of these very settings are kept, begun ones continued; others are replaced only where that is asked for."""
+    from .models.errors import CheckpointError, RunMismatch
+
+    try:
+        return make(False)
+    except (CheckpointError, RunMismatch):
+        if not overwrite:
+            raise
+    return make(True)
 
 
 def attribute_run(
     run: Path | Run,
     settings: AttributeSettings,
     *,
+    out: Path | None = None,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
 ) -> dict[str, Scores]:
@@ -399,6 +458,7 @@ def attribute_run(
     Args:
         run: A run folder, or a run already read.
         settings: Parameters, curvature, label.
+        out: Folder for influence.h5; None: the run's own.
         overwrite: Replace scores that were made under other settings.
         progress: As in `attribute`.
 
@@ -407,11 +467,10 @@ def attribute_run(
     """
     from .influence.problem import evaluating
     from .models.runs import Run, load_run
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
     run = run if isinstance(run, Run) else load_run(run)
-    report = reporter(progress)
-    out = run.path / STORE_FILE
+    out = (run.path if out is None else out) / STORE_FILE
     config = {
         **{name: value for name, value in asdict(settings).items() if name not in ("device", "batch_size")},
         "model_sha256": run.info["model_sha256"],
@@ -422,7 +481,7 @@ def attribute_run(
         return finished
     decay = float(run.info["weight_decay"])
     sides = _Sides(run.train, run.test, run.train.index.tolist(), run.test.index.tolist())
-    with evaluating(run.model.model):
+    with evaluating(run.model.model), reporting(progress) as report:
         prepared = _prepared(run.model.model, sides, settings, decay, report)
         plan = [(prepared, variant) for variant in _variants(prepared, settings, decay)]
         if "block" in settings.also:
@@ -487,22 +546,24 @@ def attribute_own(
         Scores by variant; the main one is named "".
 
     Raises:
-        UsageError: No network or no train set is named.
+        UsageError: No network or no train set is named, or the scores of the fine-tuned blocks are asked for.
     """
     from .influence.problem import evaluating
     from .models.own import load_examples, load_own_model
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
     if own.model is None or own.train is None:
         raise UsageError("A network of your own needs --model and --train.")
+    if "block" in settings.also:
+        raise UsageError("The fine-tuned blocks of a network of your own are not known; name them in --parameters.")
     network = load_own_model(own.model, own.weights)
-    train = load_examples(own.train, own.input_shape, part="train")
-    queries = None if own.queries is None else load_examples(own.queries, own.input_shape, part="test")
-    with evaluating(network):
-        prepared = _prepared(network, _Sides(train, queries), settings, own.weight_decay, reporter(progress))
+    train = load_examples(own.train, own.input_shape, "train", own.root)
+    queries = None if own.queries is None else load_examples(own.queries, own.input_shape, "test", own.root)
+    with evaluating(network), reporting(progress) as report:
+        prepared = _prepared(network, _Sides(train, queries), settings, own.weight_decay, report)
         plan = [(prepared, variant) for variant in _variants(prepared, settings, own.weight_decay)]
         out.mkdir(parents=True, exist_ok=True)
-        return _score(plan, out / STORE_FILE, reporter(progress), overwrite=overwrite)
+        return _score(plan, out / STORE_FILE, report, overwrite=overwrite)
 
 
 def _finished(out: Path, config: Mapping[str, Any]) -> dict[str, Scores] | None:
@@ -587,6 +648,7 @@ def compare(
     recipe: FineTuneSettings,
     page: ReportSettings,
     *,
+    overwrite: bool = False,
     progress: bool | Progress | None = None,
 ) -> Report:
     """The main job: fine-tune every source, score every run, and put them side by side.
@@ -596,31 +658,54 @@ def compare(
         data: The target.
         recipe: The fine-tuning recipe; its k and seed are set run by run.
         page: How the report is made.
+        overwrite: Replace runs, scores and a report that were made under other settings.
         progress: As in `attribute`.
 
     Returns:
         The report.
     """
     from .models.checkpoints import load_model
-    from .models.data import load_data, paper_seed
-    from .models.finetune import fine_tune
-    from .reports.progress import reporter
+    from .models.data import load_data
+    from .reports.progress import reporting
 
-    report = reporter(progress)
-    networks = [load_model(source) for source in settings.sources]
-    plan = [(network, k, paper_seed(i)) for network in networks for k in settings.k for i in range(settings.seeds)]
-    out = Path(settings.out)
-    folders = []
-    for i, (network, k, seed) in enumerate(plan):
-        folder = out / "runs" / f"{network.name}-k{k}-s{seed}"
-        said = _prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
-        target = load_data(data, network.spec.input_shape)
-        run = fine_tune(network, target, replace(recipe, k=k, seed=seed), folder, said, overwrite=settings.overwrite)
-        also = ("damped", "predicted", "block") if k else ("damped", "predicted")
-        how = AttributeSettings(train_scores=True, also=also, device=recipe.device)
-        attribute_run(run, how, overwrite=settings.overwrite, progress=said)
-        folders.append(folder)
-    return make_report(folders, out / "report", page, progress=report)
+    out = Path(settings.out).expanduser()
+    plan = _plan(settings, recipe, [load_model(source) for source in settings.sources])
+    folders = [out / "runs" / f"{network.name}-k{one.k}-s{one.seed}" for network, one in plan]
+    if not overwrite:  # a report in the way is found here, and not after the dear steps
+        _standing_report(out / "report", page, dict.fromkeys(folder.name for folder in folders))
+    targets: dict[tuple[int, int, int], TargetData] = {}
+    with reporting(progress) as report:
+        for i, ((network, one), folder) in enumerate(zip(plan, folders, strict=True)):
+            said = _prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
+            shape = network.spec.input_shape
+            if shape not in targets:
+                targets[shape] = load_data(data, shape)
+            run = _fine_tune(network, targets[shape], one, folder, said, overwrite=overwrite)
+            damped, block = ("damped",) * bool(one.weight_decay), ("block",) * bool(one.k)
+            how = AttributeSettings(train_scores=True, also=(*damped, "predicted", *block), device=one.device)
+            attribute_run(run, how, overwrite=overwrite, progress=said)
+        return make_report(folders, out / "report", page, overwrite=overwrite, progress=report)
+
+
+def _plan(
+    settings: CompareSettings, recipe: FineTuneSettings, networks: Sequence[LoadedModel]
+) -> list[tuple[LoadedModel, FineTuneSettings]]:
+    """Every run of a comparison; whatever its words get wrong is found here, before the first of them starts."""
+    from .models.data import paper_seed
+    from .models.transfer import split
+
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):
+        raise UsageError(f"Two sources are called {max(names, key=names.count)}; rename one of the files.")
+    for network in networks:
+        for k in settings.k:
+            split(network.model, k)  # refuses a k beyond the blocks
+    return [
+        (network, replace(recipe, k=k, seed=paper_seed(i)))
+        for network in networks
+        for k in settings.k
+        for i in range(settings.seeds)
+    ]
 
 
 def _prefixed(report: Progress | None, name: str) -> Progress | None:
@@ -630,30 +715,94 @@ def _prefixed(report: Progress | None, name: str) -> Progress | None:
 
 
 def make_report(
-    folders: Sequence[Path], out: Path, settings: ReportSettings, *, progress: bool | Progress | None = None
+    folders: Sequence[Path],
+    out: Path,
+    settings: ReportSettings,
+    *,
+    overwrite: bool = False,
+    progress: bool | Progress | None = None,
 ) -> Report:
-    """Tables, figures and one page from run folders.
+    """Tables, figures and one page from run folders; a report of these very runs and settings is kept as it is.
 
     Args:
         folders: Run folders with influence.h5.
         out: Folder for the page and its files.
         settings: How it is made.
+        overwrite: Replace a report of other runs or settings.
         progress: As in `attribute`.
 
     Returns:
         The report.
+
+    Raises:
+        StoreError: The folder holds another report, or a run has no complete scores.
     """
     from .reports.page import write_report
-    from .reports.progress import reporter
+    from .reports.progress import reporting
 
-    report = reporter(progress)
-    views = []
-    for i, folder in enumerate(folders):
-        views.append(_view(folder))
-        if report is not None:
-            report("read runs", i + 1, len(folders))
-    stats = write_report(views, out, settings, progress=report)
+    inputs = {folder.name: _identity(folder) for folder in folders}
+    try:
+        standing = _standing_report(out, settings, inputs)
+    except StoreError:
+        if not overwrite:
+            raise
+        _clear_report(out)
+        standing = None
+    if standing is not None:
+        return Report(page=out / "index.html", stats=standing)
+    with reporting(progress) as report:
+        views = []
+        for i, folder in enumerate(folders):
+            views.append(_view(folder))
+            if report is not None:
+                report("read runs", i + 1, len(folders))
+        stats = write_report(views, out, settings, report, inputs=inputs)
     return Report(page=out / "index.html", stats=stats)
+
+
+def _identity(folder: Path) -> str:
+    """Name of what a report shows of a run: its weights, and the settings of its scores."""
+    from .cache.provenance import digest
+    from .cache.store import open_store
+    from .models.runs import read_run
+
+    record = read_run(folder)
+    with open_store(folder / STORE_FILE) as store:
+        return digest([record["model_sha256"], record["data"], store.contents.config])[:16]
+
+
+def _standing_report(out: Path, settings: ReportSettings, inputs: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """The numbers of the report in a folder, when it shows these runs (None: only its name is known yet); None: there is none."""
+    from .cache.identity import refuse_other
+
+    page, file = out / "index.html", out / "stats.json"
+    if not file.exists():
+        if page.exists():
+            raise StoreError(f"{page} is no report of ours; choose another folder, or pass --overwrite.")
+        return None
+    try:
+        stats: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        held, runs = {"upweight": stats["upweight"], **stats["settings"]}, stats["inputs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{file} is damaged or of another kind ({error}); pass --overwrite, or choose another folder."
+        ) from error
+    known = {name: name if digest is None else digest for name, digest in inputs.items()}
+    found = {name: name if inputs.get(name, "") is None else digest for name, digest in runs.items()}
+    wanted = {"upweight": __version__, **asdict(settings)}
+    refuse_other(out, {"settings": {**held, "runs": found}}, {"settings": {**wanted, "runs": known}})
+    return stats if page.exists() else None
+
+
+def _clear_report(out: Path) -> None:
+    """Take away the files that a report says are its own: the next one may have fewer."""
+    try:
+        stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
+        files = [entry["file"] for entry in (*stats["figures"], *stats["tables"].values())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = []
+    for name in ("stats.json", "index.html", *files):
+        (out / Path(name).name).unlink(missing_ok=True)
 
 
 def _view(folder: Path) -> RunView:

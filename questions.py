@@ -6,6 +6,7 @@ As in `pipeline`, heavy modules are imported inside the functions that need them
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,16 @@ from . import UsageError
 from .pipeline import STORE_FILE, open_scores
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
     from .influence.scores import Scores
     from .influence.tables import Table
+    from .models.images import ImageSet
+
+REPLAY_FILE = "attribute.toml"
+MAIN = "main"
+"""What the unnamed variant of a store is called here."""
 
 
 def query(
@@ -22,9 +31,10 @@ def query(
     row: int,
     k: int = 5,
     *,
-    variant: str = "",
+    variant: str = MAIN,
     harmful: bool = False,
     image: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Table:
     """The train examples that help, or harm, one query most.
 
@@ -34,39 +44,114 @@ def query(
         k: How many.
         variant: Which scores.
         harmful: The most harmful instead of the most helpful.
-        image: Also draw the query and its neighbours into this file.
+        image: Also draw the query with its most helpful and most harmful examples into this file.
+        overwrite: Replace that file when it is there.
 
     Returns:
-        rank, train_id, score, label.
+        rank, train_id, score, label; and class, where the run names its classes by more than numbers.
     """
-    scores = open_scores(_store_of(run), variant)
+    import numpy as np
+
+    from .influence.tables import Table
+
+    picture = _free(image, ".png", overwrite)
+    scores = _scores(run, variant)
     table = scores.bottom(row, k) if harmful else scores.top(row, k)
-    if image is not None:
-        _draw_query(run, scores, row, table, Path(image))
-    return table
+    names = _class_names(run)
+
+    def called(label: int) -> str:
+        return names[label] if 0 <= label < len(names) else str(label)
+
+    if picture is not None:
+        _draw_query(run, scores, row, k, names, picture)
+    true, predicted = (called(int(kept[row])) for kept in (scores.queries.label, scores.queries.prediction))
+    title = f"{table.title} (class {true}, predicted {predicted}); score in {scores.meta.get('unit', 'its own unit')}"
+    columns = dict(table.columns)
+    if any(name != str(i) for i, name in enumerate(names)):
+        columns["class"] = np.array([called(int(label)) for label in table["label"]])
+    return Table(columns, title)
 
 
-def _draw_query(run: Path, scores: Scores, row: int, table: Table, image: Path) -> None:
-    from .models.runs import load_run
+def _draw_query(run: Path, scores: Scores, row: int, k: int, names: Sequence[str], image: Path) -> None:
+    import numpy as np
+
     from .reports.neighbours import draw_neighbours
     from .reports.style import to_png
 
-    read = load_run(run)
-    position = {int(index): at for at, index in enumerate(scores.train.index)}
-    rows = [position[int(index)] for index in table["train_id"]]
-    asked = read.test if not scores.on_itself else read.train
+    sides = _pictures(_folder(run))
+    asked = sides.train if scores.on_itself else sides.queries
+    for name, side, kept in (("train", sides.train, scores.train), ("queries", asked, scores.queries)):
+        if not np.array_equal(side.labels.numpy(), kept.label):
+            raise UsageError(f"The {name} images of {run} are no longer those that were scored; leave --image out.")
+    order = np.argsort(scores.train.index)
+
+    def drawn(table: Table) -> tuple[NDArray[Any], Table]:
+        rows = order[np.searchsorted(scores.train.index, table["train_id"], sorter=order)]
+        return sides.train.raw_images(rows.tolist()).numpy(), table
+
     figure = draw_neighbours(
         asked.raw_images([row])[0].numpy(),
-        read.train.raw_images(rows).numpy(),
-        table,
-        class_names=read.class_names,
+        *drawn(scores.top(row, k)),
+        class_names=names,
         query_label=int(scores.queries.label[row]),
         query_caption=f"query {row}",
+        below=drawn(scores.bottom(row, k)),
     )
     image.write_bytes(to_png(figure, 150))
 
 
-def stats(run: Path, k: int = 10, *, variant: str = "", label: str = "true") -> dict[str, Table]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pictures:
+    """The images behind a store."""
+
+    train: ImageSet
+    queries: ImageSet
+
+
+def _pictures(folder: Path) -> _Pictures:
+    """Find the images of a run again: by its run.json, or as its attribute.toml names them."""
+    from .models.own import load_examples
+    from .models.runs import RUN_FILE, load_run
+    from .options import read_made
+
+    if (folder / RUN_FILE).exists():
+        run = load_run(folder)
+        return _Pictures(train=run.train, queries=run.test)
+    said = read_made(folder / REPLAY_FILE)
+    start = Path(said.get("made", {}).get("folder", "."))
+    if "run" in said:
+        return _pictures(start / said["run"])
+    if "train" not in said:
+        raise UsageError(f"{folder} has no {REPLAY_FILE} that says where its images lie; leave --image out.")
+
+    def load(side: str, part: str) -> ImageSet:
+        path = start / said[side]  # a relative path was typed in that folder; the name of a data set is no path
+        data = str(path) if path.exists() else said[side]
+        examples = load_examples(data, said.get("input_shape"), part, said.get("root"))  # type: ignore[arg-type]
+        return _as_images(*examples, data) if isinstance(examples, tuple) else examples
+
+    train = load("train", "train")
+    return _Pictures(train=train, queries=load("queries", "test") if "queries" in said else train)
+
+
+def _as_images(x: torch.Tensor, y: torch.Tensor, data: str) -> ImageSet:
+    import torch
+
+    from .models.images import ArrayPixels, ImageSet
+
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise UsageError(f"The examples of {data} have shape {list(x.shape[1:])} and are no images; leave --image out.")
+    low, high = x.min(), x.max()
+    if low < 0 or high > 1:  # normalised by the user; one scale for all of them
+        x = (x - low) / (high - low)
+    return ImageSet(
+        pixels=ArrayPixels(x), labels=y, index=torch.arange(len(y)), input_shape=(x.shape[1], x.shape[2], x.shape[3])
+    )
+
+
+def stats(run: Path, k: int = 10, *, variant: str = MAIN, label: str = "true") -> dict[str, Table]:
     """Class-match rates with their baselines, and the facts of the curvature.
 
     Args:
@@ -82,18 +167,26 @@ def stats(run: Path, k: int = 10, *, variant: str = "", label: str = "true") -> 
 
     from .influence.tables import Table
 
-    scores = open_scores(_store_of(run), variant)
+    scores = _scores(run, variant)
+    sides = {"train": scores} if scores.on_itself else {"queries": scores, "train": scores.on_train}
     tables = {}
-    for side, held in (("queries", scores), ("train", scores.on_train)):
+    for side, held in sides.items():
         if held is not None:
-            tables[f"class_match_{side}"] = held.class_match(k, label=label)  # type: ignore[arg-type]  # checked there
-            tables[f"at_least_{side}"] = held.at_least(label=label)  # type: ignore[arg-type]
+            what = f"{len(held.queries)} queries" if side == "queries" else "The train set on itself, self left out"
+            match = held.class_match(k, label=label)  # type: ignore[arg-type]  # checked there
+            first = held.at_least(label=label)  # type: ignore[arg-type]
+            tables[f"class_match_{side}"] = Table(match.columns, f"{what}: {_lower(match.title)}, by rank")
+            tables[f"at_least_{side}"] = Table(first.columns, f"{what}: {_lower(first.title)}")
     if scores.spectrum is not None:
         facts = scores.spectrum.to_dict()
         facts |= facts.pop("sensitivity")
         columns = {"fact": np.array(list(facts)), "value": np.array([float(value) for value in facts.values()])}
-        tables["spectrum"] = Table(columns, "Mean curvature and its inverse")
+        tables["spectrum"] = Table(columns, "Mean curvature (nats per squared unit of parameter) and its inverse")
     return tables
+
+
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
 
 def brief(table: Table) -> Table:
@@ -103,11 +196,18 @@ def brief(table: Table) -> Table:
         table: One of `stats`.
 
     Returns:
-        The same without the intervals and cumulative rates of the baselines.
+        The same with rates to four digits, and without the intervals and cumulative rates of the baselines.
     """
-    own = {"low", "high", "cumulative", "cumulative_low", "cumulative_high"}
-    hidden = [name for name in table.columns if name not in own and name.endswith(("_low", "_high", "_cumulative"))]
-    return table.select(name for name in table.columns if name not in hidden)
+    import numpy as np
+
+    from .influence.tables import Table
+
+    if "fact" in table.columns:
+        return table
+    names = [name for name in table.columns if name in ("low", "high") or not name.endswith(("_low", "_high"))]
+    names = [name for name in names if not name.endswith("_cumulative")]
+    kept = {name: table[name] for name in names}
+    return Table({k: np.round(v, 4) if v.dtype.kind == "f" else v for k, v in kept.items()}, table.title)
 
 
 def saliency(
@@ -118,6 +218,7 @@ def saliency(
     image: str | Path | None = None,
     npz: str | Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Table:
     """The gradient of the loss of some queries in their pixels.
 
@@ -128,23 +229,29 @@ def saliency(
         image: Draw images and gradients into this file.
         npz: Save rows, images and gradients into this file.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        overwrite: Replace these files when they are there.
 
     Returns:
         query, id, label, prediction, loss, gradient_norm (nats per unit of pixel), alignment (absolute cosine of gradient and
         image).
 
     Raises:
-        UsageError: A row is out of range.
+        UsageError: A row is out of range, or the run is a network of the user's own.
     """
     import numpy as np
 
     from .influence.input_gradient import input_gradient, saliency_table
     from .models.device import resolve_device
-    from .models.runs import load_run
+    from .models.runs import RUN_FILE, load_run
     from .reports.neighbours import one_per_class
     from .reports.saliency import draw_saliency
     from .reports.style import to_png
 
+    picture, numbers = _free(image, ".png", overwrite), _free(npz, ".npz", overwrite)
+    if (run / STORE_FILE).exists() and not (run / RUN_FILE).exists():
+        raise UsageError(
+            f"{run} holds scores of a network of your own; saliency is drawn for runs of `upweight fine-tune`."
+        )
     read = load_run(run)
     chosen = one_per_class(read.test.labels.numpy()) if rows is None else np.asarray(rows)
     for row in chosen:
@@ -155,19 +262,23 @@ def saliency(
     network = read.model.model.to(resolve_device(device))
     images, labels = read.test.images(chosen.tolist()), read.test.labels[chosen]
     gradients = input_gradient(network, images, labels, method)  # type: ignore[arg-type]  # checked there
-    if image is not None:
+    if picture is not None:
         names = [read.class_names[int(label)] for label in labels]
         figure = draw_saliency(images.numpy(), {read.info["source"]["name"]: gradients.numpy()}, names)
-        Path(image).write_bytes(to_png(figure, 150))
-    if npz is not None:
+        picture.write_bytes(to_png(figure, 150))
+    if numbers is not None:
         np.savez(
-            npz, rows=chosen, index=read.test.index[chosen].numpy(), images=images.numpy(), gradients=gradients.numpy()
+            numbers,
+            rows=chosen,
+            index=read.test.index[chosen].numpy(),
+            images=images.numpy(),
+            gradients=gradients.numpy(),
         )
     return saliency_table(network, images, labels, gradients, chosen, read.test.index[chosen].numpy())
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What a run folder, a store or a checkpoint holds.
+    """What a run folder, a comparison's folder, a store or a checkpoint holds.
 
     Args:
         path: A folder, an .h5 file or a checkpoint.
@@ -178,7 +289,6 @@ def info(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: There is nothing at the path.
     """
-    from .cache.store import describe
     from .models.checkpoints import load_model
     from .models.runs import RUN_FILE, read_run
 
@@ -186,19 +296,60 @@ def info(path: Path) -> dict[str, Any]:
         raise UsageError(f"There is nothing at {path}; give a run folder, a store or a checkpoint.")
     if path.is_dir():
         held: dict[str, Any] = {"folder": str(path)}
+        if (path / "runs").is_dir():
+            return {**held, "runs": sorted(str(run) for run in (path / "runs").iterdir() if run.is_dir())}
         if (path / RUN_FILE).exists() or not (path / STORE_FILE).exists():
             record = read_run(path)
             held["run"] = {key: value for key, value in record.items() if key not in ("decisive", "history")}
         store = next((file for file in (path / STORE_FILE, path / f"{STORE_FILE}.partial") if file.exists()), None)
-        return {**held, "store": describe(store)} if store is not None else held
+        return {**held, "store": _described(store)} if store is not None else held
     if path.suffix in (".h5", ".partial", ".hdf5"):
-        return describe(path)
+        return _described(path)
     loaded = load_model(path)
     return {"checkpoint": loaded.record(), "spec": loaded.spec.to_dict()}
 
 
-def _store_of(run: Path) -> Path:
-    return run / STORE_FILE if run.is_dir() else run
+def _described(path: Path) -> dict[str, Any]:
+    from .cache.store import describe
+
+    held = describe(path)
+    held["variants"] = {name or MAIN: facts for name, facts in held["variants"].items()}
+    return held
+
+
+def _scores(run: Path, variant: str) -> Scores:
+    from .cache.store import variant_names
+
+    store = run / STORE_FILE if run.is_dir() else run
+    names = [name or MAIN for name in variant_names(store)]
+    if variant not in names:
+        raise UsageError(f"{store} has no scores called {variant!r}; it has {', '.join(names)}.")
+    return open_scores(store, "" if variant == MAIN else variant)
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
+
+
+def _class_names(run: Path) -> Sequence[str]:
+    from .models.runs import RUN_FILE, read_run
+
+    folder = _folder(run)
+    return read_run(folder)["data"]["class_names"] if (folder / RUN_FILE).exists() else ()
+
+
+def _free(file: str | Path | None, ending: str, overwrite: bool) -> Path | None:
+    """A file that may be written."""
+    if file is None:
+        return None
+    path = Path(file).expanduser()
+    if path.suffix.lower() != ending:
+        raise UsageError(f"{path} should end in {ending}, as that is what is written.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} for {path.name}; make it first, or choose another.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} is there already; pass --overwrite to replace it, or name another file.")
+    return path
 
 
 def facts(scores: Mapping[str, Scores]) -> dict[str, Any]:
@@ -211,7 +362,7 @@ def facts(scores: Mapping[str, Scores]) -> dict[str, Any]:
         Per variant: shape, curvature, label, facts of the spectrum, warnings.
     """
     return {
-        name or "main": {
+        name or MAIN: {
             "queries": len(one.queries),
             "train": len(one.train),
             "curvature": one.meta.get("curvature"),

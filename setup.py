@@ -6,7 +6,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("influence", "models", "cache", "reports")
-ROOT_MODULES = {"__init__", "__main__", "cli", "pipeline", "questions"}
+ROOT_MODULES = {"__init__", "__main__", "cli", "options", "pipeline", "questions"}
 
 
 class BuildPackage(build_py):

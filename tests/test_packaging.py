@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("influence", "models", "cache", "reports")
+MODULES = ("__init__", "__main__", "cli", "options", "pipeline", "questions")
 BUILD_INPUTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "py.typed")
 
 
@@ -41,7 +42,7 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    wanted = {"upweight/py.typed"} | {f"upweight/{stem}.py" for stem in ("__init__", "__main__", "cli", "pipeline")}
+    wanted = {"upweight/py.typed"} | {f"upweight/{stem}.py" for stem in MODULES}
     for folder in FOLDERS:
         wanted |= {f"upweight/{file.relative_to(ROOT)}" for file in (ROOT / folder).glob("*.py")}
     wanted |= {f"upweight/{file.relative_to(ROOT)}" for file in (ROOT / "reports/templates").iterdir()}
