@@ -289,8 +289,8 @@ def _conv(g: torch.Generator) -> Problem:
     _set_statistics(model, g)
     return Problem(
         model=model,
-        train=(torch.rand(21, 1, 5, 5, generator=g, dtype=torch.float64), _labels(g, 21, 3)),
-        queries=(torch.rand(5, 1, 5, 5, generator=g, dtype=torch.float64), _labels(g, 5, 3)),
+        train=(_randn(g, 21, 1, 5, 5), _labels(g, 21, 3)),
+        queries=(_randn(g, 5, 1, 5, 5), _labels(g, 5, 3)),
         parameters="all",
         names=tuple(name for name, _ in model.named_parameters()),
         num_classes=3,

@@ -134,13 +134,49 @@ def mean_hessian(problem: Problem, rows: Sequence[int] | None = None) -> Array:
 
 def mean_ggn(problem: Problem) -> Array:
     """The mean generalised Gauss-Newton matrix [p, p]: (1/n) sum_i J_i^T S_i J_i, S_i = diag(q_i) - q_i q_i^T."""
+    return curvature_parts(problem, "logits").sum(axis=0)
+
+
+def margin_gradients(problem: Problem, inputs: Tensor, labels: Sequence[int] | Tensor) -> Array:
+    """d m / d theta [N, p] of the margin m = z_y - logsumexp of the other logits."""
     net = Network(problem)
-    total = np.zeros((len(net.theta), len(net.theta)))
-    for x in problem.train[0]:
+    rows = []
+    for x, y in zip(inputs, labels, strict=True):
         J = jacobian(net, x)
-        S = output_curvature(net.logits(net.theta, x).detach().numpy())
-        total += J.T @ S @ J
-    return total / len(problem.train[0])
+        others = [c for c in range(len(J)) if c != int(y)]
+        share = probabilities(net.logits(net.theta, x).detach().numpy()[others])
+        rows.append(J[int(y)] - sum(share[k] * J[c] for k, c in enumerate(others)))
+    return np.array(rows)
+
+
+def curvature_parts(problem: Problem, rows: str) -> Array:
+    """What each train example adds to the mean curvature, [n, p, p]; their sum is the curvature of that kind.
+
+    "logits": the Gauss-Newton matrix. "margin": its part along the margin, a b dm dm^T with a = q_y, b = 1 - q_y. "trak":
+    dm dm^T, the same without the weight. "label": g g^T, the empirical Fisher matrix.
+    """
+    X, y = problem.train
+    n = len(y)
+    net = Network(problem)
+    logits = all_logits(problem, X)
+    if rows == "logits":
+        jacobians = [jacobian(net, x) for x in X]
+        return np.array([J.T @ output_curvature(z) @ J for J, z in zip(jacobians, logits, strict=True)]) / n
+    if rows == "label":
+        return np.array([np.outer(g, g) for g in gradients(problem, X, y)]) / n
+    weights = np.ones(n)
+    if rows == "margin":
+        weights = np.array([
+            -residual(z, int(c))[int(c)] * probabilities(z)[int(c)] for z, c in zip(logits, y, strict=True)
+        ])
+    return np.array([w * np.outer(d, d) for w, d in zip(weights, margin_gradients(problem, X, y), strict=True)]) / n
+
+
+def leave_one_out_scores(G_query: Array, parts: Array, G_train: Array, damping: float) -> Array:
+    """g_t . (H + damping I - what i added to H)^-1 g_i, pair by pair: one Newton step of the objective without i."""
+    H = parts.sum(axis=0) + damping * np.eye(parts.shape[1])
+    steps = [np.linalg.solve(H - part, g) for part, g in zip(parts, G_train, strict=True)]
+    return np.array([[g @ step for step in steps] for g in G_query])
 
 
 def output_curvature(logits: Array) -> Array:

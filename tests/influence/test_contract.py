@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 import upweight
-from methods import METHODS, ONE_EACH, PAIRS, assert_scores, pair_name, truth
+from methods import MAIN_PAIRS, METHODS, ONE_EACH, PAIRS, assert_scores, pair_name, truth
 from numpy.testing import assert_allclose, assert_array_equal
 
 METHOD_ON_CASE = pytest.mark.parametrize(("method", "case"), PAIRS, ids=pair_name)
+MAIN_METHOD_ON_CASE = pytest.mark.parametrize(("method", "case"), MAIN_PAIRS, ids=pair_name)
 EACH_METHOD = pytest.mark.parametrize(("method", "case"), ONE_EACH, ids=pair_name)
 
 EXACT = 1e-8  # the project's bound in float64; conditions up to 1e6 leave it wide
@@ -28,13 +29,13 @@ class TestNumbers:
         assert scores.matrix.dtype == np.float64
         assert_scores(scores.matrix, truth(method, case), EXACT)
 
-    @METHOD_ON_CASE
+    @MAIN_METHOD_ON_CASE
     def test_float32_scores_are_those_of_the_loops(self, method, case):
         scores = attribute(case.build(dtype=torch.float32), method, case)
         assert scores.matrix.dtype == np.float32
         assert_scores(scores.matrix, truth(method, case, torch.float32), SINGLE)
 
-    @METHOD_ON_CASE
+    @MAIN_METHOD_ON_CASE
     def test_train_on_itself_is_exact_and_symmetric(self, method, case):
         problem = case.build()
         scores = upweight.attribute(
@@ -60,13 +61,13 @@ class TestNumbers:
 
 
 class TestLaws:
-    @METHOD_ON_CASE
+    @MAIN_METHOD_ON_CASE
     def test_batch_size_changes_nothing(self, method, case):
         """8 leaves a shorter last batch in nearly every problem, where the default holds all of it at once."""
         assert_scores(attribute(case.build(), method, case, batch_size=8).matrix, truth(method, case), EXACT)
 
     @EACH_METHOD
-    @pytest.mark.parametrize("batch_size", [1, 3, 1000])
+    @pytest.mark.parametrize("batch_size", [1, 3])
     def test_batch_size_changes_nothing_but_rounding(self, method, case, batch_size):
         got = attribute(case.build(), method, case, batch_size=batch_size).matrix
         assert_scores(got, attribute(case.build(), method, case).matrix, SAME)
@@ -260,4 +261,8 @@ class TestGPU:
 
 
 def test_every_method_meets_every_case_it_can():
-    assert len(PAIRS) >= sum(len(cases.HEAD_CASES) if m.head_only else len(cases.CASES) for m in METHODS)
+    full = [m for m in METHODS if not m.skip]
+    assert len(PAIRS) >= sum(len(cases.HEAD_CASES) if m.head_only else len(cases.CASES) for m in full)
+    assert {type(m.build(cases.CASES[0])).__name__ for m in full if m.main} == {
+        "LinearHead", "Hessian", "GradientDot", "GaussNewton",
+    }  # fmt: skip
