@@ -269,7 +269,7 @@ def _score(
     if out is None:
         return {variant.name: _in_memory(fit(prepared, variant, report), grid, report) for prepared, variant in plan}
     config = _config(plan) if config is None else config
-    finished = None if overwrite else _finished(Path(out), config)
+    finished = _finished(Path(out), config, overwrite=overwrite)
     if finished is not None:
         return finished
     fitted = [fit(prepared, variant, report) for prepared, variant in plan]
@@ -315,7 +315,7 @@ def _store(
         queries=queries,
         train=train,
         variants=variants,
-        attributes={},
+        attributes={"hashes": {name: config[name] for name in config if name.endswith("sha256")}},
         config=config,
         dtype=str(fitted[0].prepared.problem.dtype).removeprefix("torch."),
         rows_per_tile=grid[0],
@@ -476,7 +476,7 @@ def attribute_run(
         "model_sha256": run.info["model_sha256"],
         "data_sha256": run.info["data"]["fingerprint"],
     }
-    finished = None if overwrite else _finished(out, config)
+    finished = _finished(out, config, overwrite=overwrite)
     if finished is not None:
         return finished
     decay = float(run.info["weight_decay"])
@@ -566,19 +566,12 @@ def attribute_own(
         return _score(plan, out / STORE_FILE, report, overwrite=overwrite)
 
 
-def _finished(out: Path, config: Mapping[str, Any]) -> dict[str, Scores] | None:
+def _finished(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> dict[str, Scores] | None:
     """The scores of a finished store; None when there is none yet. One of other settings is refused before any dear step."""
-    from .cache.files import partial_path
-    from .cache.identity import refuse_other
-    from .cache.provenance import plain
-    from .cache.store import open_store
+    from .cache.store import finished_variants
 
-    if not out.exists() and not partial_path(out).exists():
-        return None
-    with open_store(out, allow_partial=True) as store:
-        refuse_other(out, {"settings": store.contents.config}, {"settings": plain(config)})
-        names = store.contents.variants
-    return {name: open_scores(out, name) for name in names} if out.exists() else None
+    names = finished_variants(out, config, overwrite=overwrite)
+    return None if names is None else {name: open_scores(out, name) for name in names}
 
 
 def _words(parameters: str) -> str | list[str]:
@@ -807,7 +800,7 @@ def _clear_report(out: Path) -> None:
 
 def _view(folder: Path) -> RunView:
     """A run as the report sees it."""
-    from .cache.store import open_store
+    from .cache.store import variant_names
     from .influence.input_gradient import input_gradient
     from .models.runs import load_run
     from .reports.neighbours import one_per_class
@@ -815,8 +808,6 @@ def _view(folder: Path) -> RunView:
 
     run = load_run(folder)
     store = folder / STORE_FILE
-    with open_store(store) as held:
-        variants = held.contents.variants
     rows = one_per_class(run.test.labels.numpy())
     gradients = input_gradient(run.model.model, run.test.images(rows.tolist()), run.test.labels[rows])
     return RunView(
@@ -826,7 +817,7 @@ def _view(folder: Path) -> RunView:
         seed=run.info["seed"],
         n=len(run.train),
         info=run.info,
-        scores={name: open_scores(store, name) for name in variants},
+        scores={name: open_scores(store, name) for name in variant_names(store)},
         class_names=run.class_names,
         train_images=run.train.raw_images(slice(None)).numpy(),
         query_images=run.test.raw_images(slice(None)).numpy(),

@@ -67,6 +67,21 @@ def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[Non
 
 
 @contextmanager
+def threads(count: int | None) -> Generator[None, None, None]:
+    """Let torch use so many threads for a while; None: as many as before.
+
+    The steps of a small network take less time than handing them out does: on a busy machine a second thread makes them several
+    times slower.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def reproducible() -> Generator[None, None, None]:
     """Ask cuDNN for the same bits every time and for full float32 products; the flags are put back afterwards."""
     cudnn = torch.backends.cudnn

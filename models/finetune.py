@@ -20,7 +20,7 @@ from .. import UsageError
 from .attacks import evaluating
 from .checkpoints import LoadedModel, file_hash, load_model, save_model, write_json
 from .data import TargetData, choose_subset
-from .device import reproducible, resolve_device
+from .device import reproducible, resolve_device, threads
 from .images import ImageSet
 from .runs import MODEL_FILE, PARTIAL_FILE, RUN_FILE, Run, finished_run, index_record
 from .settings import FineTuneSettings
@@ -30,6 +30,7 @@ from .versions import versions
 from .zoo import Classifier
 
 _READ_BATCH = 256
+_SMALL_BATCH = 2**18  # numbers entering the trained part in one step, up to which one thread is the fastest
 
 
 class Activations:
@@ -41,6 +42,7 @@ class Activations:
         self.labels = images.labels.to(device)
         self.kept: Tensor | None = None
         first = self._compute(torch.arange(min(_READ_BATCH, len(images))))
+        self.image_size = first[0].numel()
         if first[0].numel() * first.element_size() * len(images) <= budget:
             self.kept = first.new_empty((len(images), *first.shape[1:]))
             self.kept[: len(first)] = first
@@ -136,8 +138,9 @@ def fine_tune(
             (run_dir / name).unlink(missing_ok=True)
     with reproducible():
         tuned = _Tuning(parts, train, data.test, settings, device)
-        state = tuned.fit(partial_file, decisive, progress)
-        accuracy = {"train": tuned.train.accuracy(parts.trained), "test": tuned.test.accuracy(parts.trained)}
+        with threads(1 if tuned.train.image_size * settings.batch_size <= _SMALL_BATCH else None):
+            state = tuned.fit(partial_file, decisive, progress)
+            accuracy = {"train": tuned.train.accuracy(parts.trained), "test": tuned.test.accuracy(parts.trained)}
     info = _record(source, data, train, settings, decisive, state, accuracy)
     _write(run_dir, model.cpu().eval(), info)
     partial_file.unlink(missing_ok=True)
