@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .runs import DAMPED, PREDICTED, UNDAMPED, Group, RunView
+from .runs import BLOCK, DAMPED, PREDICTED, UNDAMPED, Group, RunView
 
 
 def number(value: float) -> str:
@@ -57,13 +57,17 @@ def variant_label(run: RunView, variant: str) -> str:
         Words that name damping or label where they differ from the paper's.
     """
     spectrum = run.scores[variant].spectrum
+    curvature = run.scores[variant].meta.get("curvature", {})
     if spectrum is None:
-        damping = str(run.scores[variant].meta.get("curvature", {}).get("name", "curvature unknown"))
+        damping = str(curvature.get("name", "curvature unknown"))
+    elif curvature.get("damping") == "auto":
+        damping = "automatic damping"  # another number in every run
     else:
         damping = f"damping {number(spectrum.damping)}" if spectrum.damping else "undamped"
     if variant in {UNDAMPED, DAMPED}:
         return damping
-    return f"predicted label, {damping}" if variant == PREDICTED else f"{variant}, {damping}"
+    names = {PREDICTED: "predicted label", BLOCK: "all fine-tuned blocks"}
+    return f"{names.get(variant, variant)}, {damping}"
 
 
 def blocks_label(k: int) -> str:

@@ -13,7 +13,7 @@ from .. import UsageError
 from ..influence.scores import Scores
 from ..influence.tables import Table
 
-UNDAMPED, DAMPED, PREDICTED = "", "damped", "predicted"
+UNDAMPED, DAMPED, PREDICTED, BLOCK = "", "damped", "predicted", "block"
 SIDES = ("test", "train")
 
 
