@@ -15,7 +15,7 @@ from .. import UsageError
 from .check import check_batch_independence
 from .curvature import Curvature
 from .errors import SolveError
-from .examples import Examples, Progress, Reader, Source
+from .examples import Examples, Progress, Reader, Source, spread
 from .problem import Loss, Problem, make_problem
 from .ranking import largest_columns
 from .side import QueryLabel, Side, examine
@@ -25,7 +25,7 @@ from .stationarity import stationarity
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
 ROW_BYTES = 2**30  # of solved queries in flight
 COLUMN_BYTES = 2**28  # of train gradients in flight
-SAMPLE = 128  # queries whose neighbours are compared at other dampings
+SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
 
 
 class Sink(Protocol):
@@ -328,9 +328,7 @@ def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, 
     others = variant.curvature.neighbours(state)
     on_itself = prepared.queries is None
     side = prepared.side("queries", variant.query_label)
-    # a few short runs of rows, evenly spread: a data set sorted by class must not be judged by its first class
-    starts = np.unique(np.linspace(0, max(len(side) - 16, 0), SAMPLE // 16).astype(int))
-    blocks = [slice(int(s), min(int(s) + 16, len(side))) for s in starts]
+    blocks = spread(len(side), SAMPLE, RUN)
     k = min(5, len(prepared.train) - on_itself)
     if k < 1:
         return {}

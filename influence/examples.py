@@ -45,6 +45,23 @@ class Examples:
         return len(self.index)
 
 
+def spread(length: int, count: int, run: int) -> list[slice]:
+    """A sample of rows in short runs: a data set sorted by class must not be judged by its first class.
+
+    Args:
+        length: Rows there are.
+        count: Rows wanted; all, when there are fewer.
+        run: Rows that follow each other.
+
+    Returns:
+        Slices that do not overlap.
+    """
+    if length <= count:
+        return [slice(start, min(start + run, length)) for start in range(0, length, run)]
+    starts = np.linspace(0, length - run, count // run).astype(int)
+    return [slice(int(start), int(start) + run) for start in starts]
+
+
 class Reader:
     """Blocks of (x, y) from a data set or a pair of tensors, in order.
 

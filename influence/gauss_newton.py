@@ -43,6 +43,8 @@ class NewtonState:
     """Damped: the lower factor of matrix + damping I, whose solutions are right entry by entry."""
     rule: Inversion
     lambda_max: float
+    lambda_min: float
+    """NaN unless the matrix is only known by its Cholesky factor."""
     weights: Float[Tensor, "n R"] | None
     """w, or w~ with the leave-one-out correction."""
     leverage: float | None
@@ -139,8 +141,12 @@ class GaussNewton:
         damping = auto if self.damping == "auto" else float(self.damping)
         rule = Inversion(damping=damping, rcond=self.rcond)
         cholesky = None if whole else _cholesky(matrix, damping)
-        weights, leverage = factor.weights, None
-        state = NewtonState(rows, factor, form, matrix, eigen, cholesky, rule, lambda_max, weights, leverage, None)
+        lambda_min = float("nan")
+        if eigen is None and cholesky is not None:
+            lambda_min = max(0.0, 1 / largest_eigenvalue(cholesky, inverse=True) - damping)
+        state = NewtonState(
+            rows, factor, form, matrix, eigen, cholesky, rule, lambda_max, lambda_min, factor.weights, None, None
+        )
         if self.leave_one_out:
             weights, leverage = _corrected_weights(state)
             state = replace(state, weights=weights, leverage=leverage)
@@ -212,9 +218,8 @@ class GaussNewton:
         """
         if state.eigen is not None:
             return state.eigen.spectrum(state.rule)
-        assert state.cholesky is not None
         damping = state.rule.damping
-        lowest = max(0.0, 1 / largest_eigenvalue(state.cholesky, inverse=True) - damping)
+        lowest = state.lambda_min
         return Spectrum(
             size=len(state.matrix),
             rank=len(state.matrix),
@@ -320,7 +325,7 @@ def apply_inverse(state: NewtonState, M: Float[Tensor, "size b"]) -> Float[Tenso
     if state.cholesky is None:
         assert state.eigen is not None  # one of the two is always there
         return state.eigen.V @ (state.eigen.inverse(state.rule)[:, None] * (state.eigen.V.T @ M))
-    X = torch.cholesky_solve(M, state.cholesky)
+    X = solve_factored(state.cholesky, M)
     rest = float((M - state.matrix @ X - damping * X).norm())
     if rest > RESIDUAL * max(float(M.norm()), 1e-300):
         raise SolveError(
@@ -346,13 +351,29 @@ def _cholesky(matrix: Tensor, damping: float) -> Tensor:
     return L
 
 
-def largest_eigenvalue(matrix: Float[Tensor, "size size"], *, inverse: bool = False, steps: int = 60) -> float:
+def solve_factored(L: Float[Tensor, "size size"], M: Float[Tensor, "size b"]) -> Float[Tensor, "size b"]:
+    """(L L^T)^-1 M.
+
+    Args:
+        L: Lower Cholesky factor, float64.
+        M: Right-hand sides.
+
+    Returns:
+        The solutions.
+    """
+    if L.is_cuda:
+        return torch.cholesky_solve(M, L)
+    X, _ = scipy.linalg.lapack.dpotrs(L.numpy(), M.numpy(), lower=True)
+    return torch.from_numpy(X)
+
+
+def largest_eigenvalue(matrix: Float[Tensor, "size size"], *, inverse: bool = False, steps: int = 40) -> float:
     """Power iteration on a positive semi-definite matrix.
 
     Args:
         matrix: The matrix; with `inverse` its lower Cholesky factor.
         inverse: Iterate with the inverse.
-        steps: At most so many products; it stops at a relative change of 1e-6.
+        steps: At most so many products; it stops at a relative change of 1e-5.
 
     Returns:
         The Rayleigh quotient, a lower bound of the largest eigenvalue.
@@ -362,10 +383,10 @@ def largest_eigenvalue(matrix: Float[Tensor, "size size"], *, inverse: bool = Fa
     v /= v.norm()
     value = 0.0
     for _ in range(steps):
-        u = torch.cholesky_solve(v, matrix) if inverse else matrix @ v
+        u = solve_factored(matrix, v) if inverse else matrix @ v
         before, value = value, float((v * u).sum())
         length = float(u.norm())
-        if length == 0 or abs(value - before) <= 1e-6 * abs(value):
+        if length == 0 or abs(value - before) <= 1e-5 * abs(value):
             break
         v = u / length
     return value

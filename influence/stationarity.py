@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .examples import spread
 from .side import Side
 
-SAMPLE = 256  # examples whose own gradients are measured, evenly spread
+SAMPLE, RUN = 256, 32  # examples whose own gradients are measured, in evenly spread runs
 STEEP = 0.1  # a mean gradient above this share of the mean length of a gradient is worth a warning
 
 
@@ -24,9 +25,8 @@ def stationarity(train: Side, weight_decay: float | None) -> dict[str, Any]:
         `mean_gradient`: length of the objective's gradient in the analysed parameters over the mean length of an example's;
         `zero_gradients`: train examples whose loss has no slope in the logits; `absent_classes`; `warnings`, sentences.
     """
-    step = max(1, len(train) // SAMPLE)
-    lengths = [float(train.gradients(slice(i, i + 1)).norm()) for i in range(0, len(train), step)]
-    typical = sum(lengths) / len(lengths)
+    lengths = torch.cat([train.gradients(rows).norm(dim=1) for rows in spread(len(train), SAMPLE, RUN)])
+    typical = float(lengths.mean())
     slope = float(mean_gradient(train, weight_decay or 0.0).norm())
     ratio = slope / typical if typical > 0 else 0.0
     zero = int((train.residual.abs().amax(1) == 0).sum())
