@@ -23,7 +23,7 @@ from .spectrum import Spectrum
 from .stationarity import stationarity
 
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
-ROW_BYTES = 2**30  # of solved queries in flight
+ROW_BYTES = 2**26  # of solved queries in flight
 COLUMN_BYTES = 2**28  # of train gradients in flight
 SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
 

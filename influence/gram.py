@@ -15,7 +15,7 @@ from .layers import Caught, NotPerExampleError, Pair, Plan, catch, plan_layers, 
 from .problem import Problem
 from .side import Side
 
-BLOCK_BYTES = 2**28  # of rows caught at once
+BLOCK_BYTES = 2**26  # of rows caught at once
 KEPT_BYTES = 2**31  # caught blocks up to this size in all are kept for the sweep
 BYTES_TO_FLOPS = 10  # a byte moved costs about as much as so many operations of a matrix product
 

@@ -35,7 +35,8 @@ def _group_table(stats: Mapping[str, Any], group: Mapping[str, Any]) -> Table:
     heads = list(dict.fromkeys(column for cells in lines.values() for column in cells))
     columns = {"percent [95% interval]": np.array(list(lines))}
     columns |= {head: np.array([cells.get(head, "") for cells in lines.values()]) for head in heads}
-    blocks = "the head alone" if group["k"] == 0 else f"the last {group['k']} blocks and the head"
+    k = group["k"]
+    blocks = "the head alone" if k == 0 else f"the head and the last {'block' if k == 1 else f'{k} blocks'}"
     seeds = len(group["seeds"])
     title = (
         f"{group['data']}, {group['n']} train examples, {blocks}, {seeds} seed{'s' if seeds > 1 else ''} "
