@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ COLUMN_BYTES = 2**28  # of train gradients in flight
 SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where tiles go: arrays in memory, or a store."""
 
@@ -325,13 +326,15 @@ def _blocks(length: int, size: int) -> Iterator[slice]:
 
 def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, float]:
     """How many first and first five neighbours of a sample of queries move at other dampings or cutoffs."""
-    others = variant.curvature.neighbours(state)
+    every = variant.curvature.neighbours(state)
+    same = {f"top{k}_changed_at_{name}": 0.0 for name, one in every.items() if one is state for k in (1, 5)}
+    others = {name: one for name, one in every.items() if one is not state}
     on_itself = prepared.queries is None
     side = prepared.side("queries", variant.query_label)
     blocks = spread(len(side), SAMPLE, RUN)
     k = min(5, len(prepared.train) - on_itself)
-    if k < 1:
-        return {}
+    if k < 1 or not others:
+        return same if k > 0 else {}
 
     def first(state: Any, rows: slice) -> NDArray[np.int64]:
         solved = variant.curvature.solve(state, side, rows)
@@ -344,7 +347,7 @@ def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, 
     # block by block, so that what does not depend on the damping is there for the next state
     found = [{name: first(one, rows) for name, one in {"": state, **others}.items()} for rows in blocks]
     base = np.concatenate([block[""] for block in found])
-    out: dict[str, float] = {}
+    out = same
     for name in others:
         there = np.concatenate([block[name] for block in found])
         kept = (base[:, :, None] == there[:, None, :]).any(2)

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from .examples import Examples
-from .head import head_hessian, row_space
+from .head import fit_head, score_head, solve_head
 from .ranking import ScoreRows
-from .rows import contrasts, hessian_factor, residuals
-from .solve import Inversion, eigendecompose
+from .rows import residuals
+from .solve import Inversion
 
 RANDOM_HEAD_SEED = 0
 
@@ -48,8 +48,7 @@ def baseline_scores(
             out["cosine"] = lambda rows: u_t[rows] @ u_i.T
             f_t, f_i = (np.c_[f, np.ones(len(f))] if bias else f for f in (f_t, f_i))
             out["gradient"] = lambda rows: (R_t[rows] @ R_i.T) * (f_t[rows] @ f_i.T)
-            G_t, G_i = _random_head(f_t, target, f_i, train.label, R_i.shape[1], inversion, bias=bias)
-            out["random_head"] = lambda rows: G_t[rows] @ G_i.T
+            out["random_head"] = _random_head(f_t, target, f_i, train.label, R_i.shape[1], inversion, bias=bias)
     return out
 
 
@@ -86,22 +85,19 @@ def _random_head(
     inversion: Inversion,
     *,
     bias: bool,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Solved query gradients and train gradients of a head with torch's default initialisation."""
+) -> ScoreRows:
+    """Influence scores of a head with torch's default initialisation."""
     generator = torch.Generator().manual_seed(RANDOM_HEAD_SEED)
     bound = (f_i.shape[1] - bias) ** -0.5
     W = (torch.rand(C, f_i.shape[1], generator=generator, dtype=torch.float64) * 2 - 1) * bound
-    E = contrasts(C)
     phi_t, phi_i = torch.from_numpy(f_t), torch.from_numpy(f_i)
-    labels_t, labels_i = torch.from_numpy(y_t), torch.from_numpy(y_i)
+    logits = phi_i @ W.T
+    state = fit_head(phi_i, logits, inversion, torch.float32)
+    r_i = residuals(logits, torch.from_numpy(y_i))
+    r_t = residuals(phi_t @ W.T, torch.from_numpy(y_t))
 
-    V = row_space(phi_i)
-    root = hessian_factor(phi_i @ W.T, labels_i) @ E
-    eigen = eigendecompose(head_hessian(root.mT @ root, phi_i @ V), torch.finfo(torch.float32).eps ** 2)
+    def scores(rows: slice) -> NDArray[Any]:
+        solved = solve_head(state, phi_t[rows], r_t[rows])
+        return score_head(state, solved, r_i, slice(0, len(phi_i))).numpy()
 
-    def gradients(phi: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        r = residuals(phi @ W.T, y) @ E
-        return (r[:, :, None] * (phi @ V)[:, None, :]).flatten(1)
-
-    solved = ((gradients(phi_t, labels_t) @ eigen.V) * eigen.inverse(inversion)) @ eigen.V.T
-    return solved.numpy(), gradients(phi_i, labels_i).numpy()
+    return scores

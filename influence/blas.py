@@ -1,10 +1,31 @@
-"""Matrix products at the speed of the machine: numpy's BLAS on the CPU, torch's elsewhere."""
+"""Matrix products and triangular factors at the speed of the machine: numpy's and scipy's BLAS on the CPU, torch's elsewhere."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import scipy.linalg
 import torch
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+ONE_THREAD_FLOPS = 1e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
+
+
+def threads_for(flops: float) -> AbstractContextManager[Any]:
+    """Keep BLAS calls on one thread where they are too short to share.
+
+    Args:
+        flops: Operations of a typical call.
+
+    Returns:
+        A context to make the calls in.
+    """
+    limits: AbstractContextManager[Any] = threadpool_limits(1 if flops < ONE_THREAD_FLOPS else None, user_api="blas")
+    return limits
 
 
 def times_transposed(A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> Float[Tensor, "a b"]:
@@ -25,3 +46,110 @@ def times_transposed(A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> Float[
     a = A.detach().contiguous().numpy()
     b = a if B is A else B.detach().contiguous().numpy()
     return torch.from_numpy(a @ b.T)
+
+
+def product(A: Float[Tensor, "a k"], B: Float[Tensor, "k b"], out: Tensor | None = None) -> Float[Tensor, "a b"]:
+    """A B, without copies as long as one axis of each is contiguous.
+
+    Args:
+        A: Left factor.
+        B: Right factor, of the same type and device.
+        out: Where to put the product, part of a larger matrix perhaps; None: a new tensor.
+
+    Returns:
+        The product.
+    """
+    if out is None:
+        out = A.new_empty(len(A), B.shape[1])
+    if A.is_cuda:
+        torch.matmul(A, B, out=out)
+    else:
+        np.matmul(A.numpy(), B.numpy(), out=out.numpy())
+    return out
+
+
+def normal_matrix(A: Float[Tensor, "n k"], out: Tensor | None = None) -> Float[Tensor, "k k"]:
+    """A^T A: half the operations of a general product on the CPU (syrk).
+
+    Args:
+        A: The factor.
+        out: Where to put the product; None: a new tensor.
+
+    Returns:
+        The whole symmetric matrix.
+    """
+    return product(A.T, A, out)
+
+
+def subtract_product(C: Float[Tensor, "a b"], A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> None:
+    """C -= A B^T in place; all three contiguous. With B the same tensor as A only the lower triangle of C is changed.
+
+    Args:
+        C: Changed.
+        A: Left factor.
+        B: Right factor.
+    """
+    if C.is_cuda:
+        C.addmm_(A, B.T, alpha=-1)
+        return
+    letter = _letter(C)
+    a, b, c = A.numpy().T, B.numpy().T, C.numpy().T  # LAPACK's order: each seen as its transpose
+    if A is B:
+        getattr(scipy.linalg.blas, f"{letter}syrk")(-1.0, a, beta=1.0, c=c, trans=1, lower=0, overwrite_c=1)
+    else:
+        getattr(scipy.linalg.blas, f"{letter}gemm")(-1.0, b, a, beta=1.0, c=c, trans_a=1, overwrite_c=1)
+
+
+def cholesky_(H: Float[Tensor, "k k"]) -> bool:
+    """Lower Cholesky factor in place, from the lower triangle; what is above the diagonal is never read.
+
+    Args:
+        H: Contiguous; changed.
+
+    Returns:
+        Whether H was positive definite to rounding.
+    """
+    if H.is_cuda:
+        L, info = torch.linalg.cholesky_ex(H)
+        H.copy_(L)
+        return int(info) == 0 and bool(torch.isfinite(H.diagonal()).all())
+    h = H.numpy().T
+    _, info = getattr(scipy.linalg.lapack, f"{_letter(H)}potrf")(h, lower=0, clean=0, overwrite_a=1)
+    return int(info) == 0 and bool(torch.isfinite(H.diagonal()).all())
+
+
+def solve_triangle_(L: Float[Tensor, "k k"], G: Float[Tensor, "b k"], *, transposed: bool) -> None:
+    """G <- G L^-T (forward substitution, row by row of G), or G <- G L^-1 (backward), in place.
+
+    Args:
+        L: Lower triangle, contiguous.
+        G: Right-hand sides in rows, contiguous; changed.
+        transposed: Backward substitution: solve with L^T.
+    """
+    if G.is_cuda:
+        A = L.T if transposed else L
+        G.copy_(torch.linalg.solve_triangular(A, G.T, upper=transposed).T)
+        return
+    trsm = getattr(scipy.linalg.blas, f"{_letter(G)}trsm")
+    trsm(1.0, L.numpy().T, G.numpy().T, side=0, lower=0, trans_a=0 if transposed else 1, overwrite_b=1)
+
+
+def subtract_rows(X: Float[Tensor, "b j"], Y: Float[Tensor, "b i"], L: Tensor, *, transposed: bool) -> None:
+    """X -= Y L^T, or Y L when `transposed`, in place; all contiguous.
+
+    Args:
+        X: Right-hand sides in rows; changed.
+        Y: Those already solved.
+        L: A tile of the factor, [j, i]; [i, j] when `transposed`.
+        transposed: Take L as it lies.
+    """
+    if X.is_cuda:
+        X.addmm_(Y, L if transposed else L.T, alpha=-1)
+        return
+    gemm = getattr(scipy.linalg.blas, f"{_letter(X)}gemm")
+    x, y, a = X.numpy().T, Y.numpy().T, L.numpy().T
+    gemm(-1.0, a, y, beta=1.0, c=x, trans_a=0 if transposed else 1, overwrite_c=1)
+
+
+def _letter(A: Tensor) -> Any:
+    return {torch.float32: "s", torch.float64: "d"}[A.dtype]

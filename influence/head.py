@@ -11,22 +11,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
-from .rows import contrasts, hessian_factor
+from .blas import product, threads_for
+from .head_features import row_space
+from .head_hessian import softmax_hessian
+from .head_inverse import Inverse, invert
 from .side import Side
-from .solve import Eigen, Inversion, eigendecompose
+from .solve import Inversion
 from .spectrum import Spectrum
+
+COLUMNS = 512  # train examples scored at once: their products stay in the cache while they are weighted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadState:
-    """The factored curvature of a head, in contrast space and on the row space of the features."""
+    """The factored curvature of a head, in all logits but one and on the row space of the features."""
 
-    eigen: Eigen
-    rule: Inversion
-    E: Float[Tensor, "C C-1"]
-    """Contrasts: what is left of the logits when their common shift is taken out."""
-    V: Float[Tensor, "F+1 k"]
-    """Orthonormal basis of the row space of the train features, the constant one included."""
+    inverse: Inverse
+    V: Float[Tensor, "F+1 k"] | None
+    """Orthonormal basis of the row space of the train features, the constant one included; None when it is the whole space."""
+
+    def on_row_space(self, phi: Float[Tensor, "b F+1"]) -> Float[Tensor, "b k"]:
+        """Features in the coordinates of the curvature.
+
+        Args:
+            phi: Augmented features.
+
+        Returns:
+            psi; what lies outside the row space of the train features scores nothing and is left out.
+        """
+        return phi if self.V is None else phi @ self.V
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +88,10 @@ class LinearHead:
             )
         if train.problem.loss is not None:
             raise UsageError("LinearHead is the closed form of cross-entropy; with another loss use Hessian().")
-        E = contrasts(train.num_classes, train.logits.device)
-        phi = augmented(train, slice(0, len(train)))
-        V = row_space(phi)
-        root = hessian_factor(train.logits, train.target) @ E  # [n, C-1, C-1]; root^T root = E^T S E
-        S = root.mT @ root
-        # the Gram is accumulated in float64, but features that came out of float32 hold no more digits than that
-        eps = max(torch.finfo(torch.float64).eps, torch.finfo(train.problem.dtype).eps ** 2)
-        return HeadState(eigendecompose(head_hessian(S, phi @ V), eps), self._rule(), E, V)
+        return fit_head(augmented(train, slice(0, len(train))), train.logits, self._rule(), train.problem.dtype)
 
-    def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b D"]:
-        """H'^+ times the query gradients, in contrast space.
+    def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b c k"]:
+        """H^+ times the query gradients, in all logits but one.
 
         Args:
             state: What `fit` gave.
@@ -93,15 +99,13 @@ class LinearHead:
             rows: The block.
 
         Returns:
-            Solved gradients [b, D], D = (C-1) k.
+            Solved gradients.
         """
-        V = state.eigen.V
-        G = contrast_gradients(state, queries, rows)
-        return ((G @ V) * state.eigen.inverse(state.rule)) @ V.T
+        return solve_head(state, augmented(queries, rows), queries.residual[rows])
 
     def scores(
-        self, state: HeadState, solved: Float[Tensor, "b D"], train: Side, columns: slice
-    ) -> Float[Tensor, "b c"]:
+        self, state: HeadState, solved: Float[Tensor, "b c k"], train: Side, columns: slice
+    ) -> Float[Tensor, "b n"]:
         """Solved queries against a block of train examples.
 
         Args:
@@ -113,7 +117,7 @@ class LinearHead:
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        return solved @ contrast_gradients(state, train, columns).T
+        return score_head(state, solved, train.residual[columns], columns)
 
     def spectrum(self, state: HeadState) -> Spectrum:
         """Facts of the mean Hessian; its (C-1) k eigenvalues are the ones that can differ from zero.
@@ -124,7 +128,7 @@ class LinearHead:
         Returns:
             The facts.
         """
-        return state.eigen.spectrum(state.rule)
+        return state.inverse.spectrum()
 
     def warnings(self, state: HeadState) -> list[str]:
         """There is nothing to warn of that the spectrum does not show.
@@ -138,16 +142,16 @@ class LinearHead:
         return []
 
     def neighbours(self, state: HeadState) -> Mapping[str, HeadState]:
-        """The same decomposition at a tenth and at ten times the damping or cutoff.
+        """The same curvature at a tenth and at ten times the damping or cutoff.
 
         Args:
             state: What `fit` gave.
 
         Returns:
-            Two states.
+            Two states; fewer where they would have to be factored at length, or an estimate cannot tell what would be cut.
         """
-        cutoff = state.eigen.cutoff(state.rule)
-        return {f"{factor:g}x": replace(state, rule=state.rule.scaled(factor, cutoff)) for factor in (0.1, 10.0)}
+        same = state.inverse
+        return {name: state if at is same else replace(state, inverse=at) for name, at in same.neighbours().items()}
 
     def _rule(self) -> Inversion:
         return Inversion(damping=self.damping, rcond=self.rcond)
@@ -170,53 +174,62 @@ def augmented(side: Side, rows: slice) -> Float[Tensor, "b F+1"]:
     return torch.cat(parts, dim=1)
 
 
-def row_space(phi: Float[Tensor, "n F+1"]) -> Float[Tensor, "F+1 k"]:
-    """Orthonormal basis of the space that the train features span.
+def fit_head(
+    phi: Float[Tensor, "n F+1"], logits: Float[Tensor, "n C"], rule: Inversion, dtype: torch.dtype
+) -> HeadState:
+    """Reduce the features, assemble the Hessian and factor it.
 
     Args:
         phi: Augmented features of the train set.
+        logits: What the head makes of them.
+        rule: Damping and cutoff.
+        dtype: What the features were computed in.
 
     Returns:
-        Basis in columns; directions that are exactly dead or duplicated are gone.
+        Everything that scoring needs.
     """
-    _, s, Vh = torch.linalg.svd(phi, full_matrices=False)
-    keep = s > max(phi.shape) * torch.finfo(phi.dtype).eps * s[0]
-    basis: Tensor = Vh[keep].T.contiguous()
-    return basis
+    V = row_space(phi)
+    # the Gram is accumulated in float64, but features that came out of float32 hold no more digits than that
+    eps = max(torch.finfo(torch.float64).eps, torch.finfo(dtype).eps ** 2)
+    psi = phi if V is None else product(phi, V)
+    return HeadState(invert(softmax_hessian(logits, psi), rule, eps, dtype), V)
 
 
-def head_hessian(S: Float[Tensor, "n c c"], psi: Float[Tensor, "n k"]) -> Float[Tensor, "D D"]:
-    """(1/n) sum_i S_i (x) psi_i psi_i^T.
+def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Tensor, "b C"]) -> Float[Tensor, "b c k"]:
+    """H^+ g for the gradients g = residual (x) features.
 
     Args:
-        S: Softmax Hessians in contrast space.
-        psi: Features on their row space.
+        state: What `fit_head` gave.
+        phi: Augmented features.
+        residual: Gradients of the losses in the logits; each sums to zero.
 
     Returns:
-        The mean Hessian, D = c k, contrasts outermost.
+        Solved gradients, float64.
     """
-    n, c, _ = S.shape
-    k = psi.shape[1]
-    H = psi.new_empty(c, k, c, k)
-    for a in range(c):
-        for b in range(a + 1):
-            block = psi.T @ (S[:, a, b, None] * psi) / n
-            H[a, :, b, :] = block
-            H[b, :, a, :] = block.T
-    return H.view(c * k, c * k)
+    r = residual[:, state.inverse.hessian.keep]
+    return state.inverse.solve(r[:, :, None] * state.on_row_space(phi)[:, None, :])
 
 
-def contrast_gradients(state: HeadState, side: Side, rows: slice) -> Float[Tensor, "b D"]:
-    """Gradients of the head's loss, residual (x) features, in the coordinates of the curvature.
+def score_head(
+    state: HeadState, solved: Float[Tensor, "b c k"], residual: Float[Tensor, "n C"], columns: slice
+) -> Float[Tensor, "b n"]:
+    """Solved gradients against train examples, whose own gradients are never written out.
 
     Args:
-        state: Contrasts and row space.
-        side: Train set or queries.
-        rows: Which examples.
+        state: What `fit_head` gave.
+        solved: What `solve_head` gave.
+        residual: Gradients of the train losses in the logits.
+        columns: Which train examples these are.
 
     Returns:
-        Gradients [b, D]; what lies outside the row space of the train features scores nothing and is left out.
+        sum_a r_i[a] (X_t[a] . psi_i), nats per unit weight.
     """
-    psi = augmented(side, rows) @ state.V
-    r = side.residual[rows] @ state.E
-    return (r[:, :, None] * psi[:, None, :]).flatten(1)
+    hessian = state.inverse.hessian
+    psi, r = hessian.psi[columns], residual[:, hessian.keep]
+    out = solved.new_zeros(len(solved), len(psi))
+    with threads_for(2 * solved[:, 0].numel() * min(len(psi), COLUMNS)):
+        for start in range(0, len(psi), COLUMNS):
+            part = slice(start, start + COLUMNS)
+            for a in range(hessian.c):
+                out[:, part] += product(solved[:, a], psi[part].T) * r[part, a]
+    return out
