@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from .spectrum import Spectrum
 State = TypeVar("State")
 
 
+@runtime_checkable
 class Curvature(Protocol[State]):
     """score[t, i] = + g_t^T H^+ g_i, for one choice of H and of its inverse."""
 

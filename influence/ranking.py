@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 ROWS = 1024
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """Scores [m, n] that are read by rows: an array, or a dataset on disk."""
 

@@ -79,6 +79,8 @@ class AttributeSettings:
         if self.curvature not in ("hessian", "auto") and (self.absolute is not None or self.negative != "invert"):
             raise UsageError(f"absolute and negative belong to the hessian; the curvature here is {self.curvature}.")
         if self.curvature.startswith("gradient") and (self.damping or self.rcond is not None or "damped" in self.also):
-            raise UsageError(f"{self.curvature} has no curvature to damp or cut; leave damping and rcond out.")
+            raise UsageError(
+                f"{self.curvature} has no curvature to damp or cut; leave out damping, rcond and `also damped`."
+            )
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")

@@ -85,8 +85,8 @@ class Eigen:
 
     lam: Float[Tensor, " size"]
     """Eigenvalues, descending, float64."""
-    V: Float[Tensor, "size size"]
-    """Eigenvectors in the columns."""
+    V: Float[Tensor, "rows columns"]
+    """Eigenvectors in the columns; none of them where only the eigenvalues were wanted."""
     eps: float
     """Rounding unit of what H was accumulated from: below `size * eps * lambda_max` an eigenvalue is noise."""
 

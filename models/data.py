@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def load_data(settings: DataSettings, input_shape: tuple[int, int, int]) -> Targ
         if not path.is_file():
             raise DataError(f"There is no file {path}; give the path of an .npz with x and y.")
         parts = read_npz(path)
-    elif path.suffix or len(path.parts) > 1:
+    elif path.suffix or os.sep in settings.data:
         raise DataError(f"{path} is neither a folder of images nor an .npz file; give one of these or a known name.")
     else:
         raise UsageError(
