@@ -241,6 +241,7 @@ def saliency(
     import numpy as np
 
     from .influence.input_gradient import input_gradient, saliency_table
+    from .influence.tables import Table
     from .models.device import resolve_device
     from .models.runs import RUN_FILE, load_run
     from .reports.neighbours import one_per_class
@@ -274,7 +275,8 @@ def saliency(
             images=images.numpy(),
             gradients=gradients.numpy(),
         )
-    return saliency_table(network, images, labels, gradients, chosen, read.test.index[chosen].numpy())
+    table = saliency_table(network, images, labels, gradients, chosen, read.test.index[chosen].numpy())
+    return Table(table.columns, f"{table.title}; loss in nats, gradient_norm in nats per unit of pixel")
 
 
 def info(path: Path) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class FilePixels:
 
     def read(self, index: Int[Tensor, " b"], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
         """Images at the size that was asked for."""
-        return torch.stack([self._open(self.files[i], shape) for i in index.tolist()])
+        opened = [self._open(self.files[i], shape) for i in index.tolist()]
+        return torch.stack(opened) if opened else torch.zeros(0, *shape)
 
     def _open(self, path: Path, shape: tuple[int, int, int]) -> Float[Tensor, "c h w"]:
         from PIL import Image, UnidentifiedImageError

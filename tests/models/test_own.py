@@ -135,3 +135,10 @@ def test_named_data_need_a_shape():
         load_examples("digits", None, "train")
     test = load_examples("digits", (3, 16, 16), "test")
     assert (len(test), test[0][0].shape) == (797, (3, 16, 16))
+
+
+def test_named_data_are_read_from_their_folder(tmp_path):
+    with pytest.raises(DataError, match="No folder is given for kmnist"):
+        load_examples("kmnist", (1, 28, 28), "train")
+    with pytest.raises(DataError, match=str(tmp_path)):
+        load_examples("kmnist", (1, 28, 28), "train", str(tmp_path))
