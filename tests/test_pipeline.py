@@ -135,14 +135,20 @@ def test_lost_scores_are_made_again_and_nothing_else(copy, monkeypatch):
     np.testing.assert_array_equal(upweight.open_scores(lost).matrix[:], held)
 
 
-def test_lost_page_is_made_again(copy):
-    page = (copy / "report/index.html").read_bytes()
-    (copy / "report/index.html").unlink()
-    compare(copy)
-    assert (copy / "report/index.html").read_bytes() == page
+def test_report_is_kept_and_a_lost_page_made_again(tmp_path, monkeypatch):
+    report = pipeline.make_report([tiny.run()], tmp_path, PAGE)
+    page, before = report.page.read_bytes(), tiny.state(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_view", never)
+        assert pipeline.make_report([tiny.run()], tmp_path, PAGE).stats == report.stats
+    assert tiny.state(tmp_path) == before
+    report.page.unlink()
+    pipeline.make_report([tiny.run()], tmp_path, PAGE)
+    assert report.page.read_bytes() == page
 
 
 def test_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "make_report", lambda folders, *_, **__: folders)
     one = replace(WHAT, k=(0,))
     epochs = Counted(training.run_epoch, stop_at=3)  # two epochs of the first source, one of the second
     monkeypatch.setattr(training, "run_epoch", epochs)
@@ -247,8 +253,9 @@ def test_interrupted_replacement_goes_on(tmp_path, monkeypatch):
 
 def test_without_weight_decay_there_are_no_damped_scores(tmp_path):
     settings = replace(WHAT, sources=("natural",), k=(0,))
-    report = compare(tmp_path, settings=settings, recipe=replace(RECIPE, weight_decay=0.0, n=12))
+    report = compare(tmp_path, settings=settings, recipe=replace(RECIPE, weight_decay=0.0, n=12))  # report and all
     assert set(report.stats["tables"]["scores"]["columns"]["variant"]) == {"main", "predicted"}
+    assert "influence_damped" not in report.to_text()
     run = tmp_path / "runs" / tiny.NAMES[0]
     with pytest.raises(UsageError, match="it has none; leave `damped` out"):
         pipeline.attribute_run(run, AttributeSettings(also=("damped",)), out=tmp_path / "more")

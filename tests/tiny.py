@@ -36,7 +36,7 @@ def not_a_module():
 """
 
 
-def upweight(*words):
+def typed(*words):
     """Run the command line here: exit code, standard output, standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -46,10 +46,19 @@ def upweight(*words):
 
 def done(*words):
     """Run a command that must succeed."""
-    ran = upweight(*words)
+    ran = typed(*words)
     assert ran.code == 0, ran.err
     assert ran.err == "", "nothing but the answer where nobody watches"
     return ran.out
+
+
+def refused(code, *words):
+    """Run a command that must fail with this code: its one sentence."""
+    ran = typed(*words)
+    assert (ran.code, ran.out) == (code, ""), ran.err
+    assert ran.err.startswith(f"upweight {words[0]}: ")
+    assert ran.err.count("\n") == 1 and "Traceback" not in ran.err
+    return ran.err
 
 
 def strict_json(text):

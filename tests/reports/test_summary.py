@@ -62,8 +62,8 @@ def test_only_the_queries_first_neighbours_of_this_group_are_shown(table):
     ("k", "seeds", "words"),
     [
         (0, [1], "the head alone, 1 seed "),
-        (1, [1, 2], "1 block and the head, 2 seeds "),
-        (3, [1], "3 blocks and the head"),
+        (1, [1, 2], "the head and the last block, 2 seeds "),
+        (3, [1], "the head and the last 3 blocks"),
     ],
 )
 def test_title_says_what_was_compared(k, seeds, words):
