@@ -118,38 +118,53 @@ def cholesky_(H: Float[Tensor, "k k"]) -> bool:
     return int(info) == 0 and bool(torch.isfinite(H.diagonal()).all())
 
 
-def solve_triangle_(L: Float[Tensor, "k k"], G: Float[Tensor, "b k"], *, transposed: bool) -> None:
-    """G <- G L^-T (forward substitution, row by row of G), or G <- G L^-1 (backward), in place.
+def divide_(A: Float[Tensor, "a k"], L: Float[Tensor, "k k"]) -> None:
+    """A <- A L^-T in place.
+
+    Args:
+        A: Contiguous; changed.
+        L: Lower triangle, contiguous.
+    """
+    if A.is_cuda:
+        A.copy_(torch.linalg.solve_triangular(L, A.T, upper=False).T)
+    else:
+        _trsm(A)(1.0, L.numpy().T, A.numpy().T, side=0, lower=0, trans_a=1, overwrite_b=1)
+
+
+def solve_triangle_(L: Float[Tensor, "k k"], X: Float[Tensor, "k b"], *, transposed: bool) -> None:
+    """X <- L^-1 X, or L^-T X, in place.
 
     Args:
         L: Lower triangle, contiguous.
-        G: Right-hand sides in rows, contiguous; changed.
+        X: Right-hand sides in columns, contiguous; changed.
         transposed: Backward substitution: solve with L^T.
     """
-    if G.is_cuda:
-        A = L.T if transposed else L
-        G.copy_(torch.linalg.solve_triangular(A, G.T, upper=transposed).T)
-        return
-    trsm = getattr(scipy.linalg.blas, f"{_letter(G)}trsm")
-    trsm(1.0, L.numpy().T, G.numpy().T, side=0, lower=0, trans_a=0 if transposed else 1, overwrite_b=1)
+    if X.is_cuda:
+        X.copy_(torch.linalg.solve_triangular(L.T if transposed else L, X, upper=transposed))
+    else:
+        _trsm(X)(1.0, L.numpy().T, X.numpy().T, side=1, lower=0, trans_a=int(transposed), overwrite_b=1)
 
 
-def subtract_rows(X: Float[Tensor, "b j"], Y: Float[Tensor, "b i"], L: Tensor, *, transposed: bool) -> None:
-    """X -= Y L^T, or Y L when `transposed`, in place; all contiguous.
+def subtract_applied(X: Float[Tensor, "i b"], L: Tensor, Y: Float[Tensor, "j b"], *, transposed: bool) -> None:
+    """X -= L Y, or L^T Y, in place; all contiguous.
 
     Args:
-        X: Right-hand sides in rows; changed.
-        Y: Those already solved.
-        L: A tile of the factor, [j, i]; [i, j] when `transposed`.
-        transposed: Take L as it lies.
+        X: Changed.
+        L: [i, j]; [j, i] when `transposed`.
+        Y: What it is applied to.
+        transposed: Apply L^T.
     """
     if X.is_cuda:
-        X.addmm_(Y, L if transposed else L.T, alpha=-1)
-        return
-    gemm = getattr(scipy.linalg.blas, f"{_letter(X)}gemm")
-    x, y, a = X.numpy().T, Y.numpy().T, L.numpy().T
-    gemm(-1.0, a, y, beta=1.0, c=x, trans_a=0 if transposed else 1, overwrite_c=1)
+        X.addmm_(L.T if transposed else L, Y, alpha=-1)
+    else:
+        gemm = getattr(scipy.linalg.blas, f"{_letter(X)}gemm")
+        x, y, a = X.numpy().T, Y.numpy().T, L.numpy().T
+        gemm(-1.0, y, a, beta=1.0, c=x, trans_b=int(transposed), overwrite_c=1)
 
 
-def _letter(A: Tensor) -> Any:
+def _trsm(A: Tensor) -> Any:
+    return getattr(scipy.linalg.blas, f"{_letter(A)}trsm")
+
+
+def _letter(A: Tensor) -> str:
     return {torch.float32: "s", torch.float64: "d"}[A.dtype]

@@ -19,8 +19,6 @@ from .side import Side
 from .solve import Inversion
 from .spectrum import Spectrum
 
-COLUMNS = 512  # train examples scored at once: their products stay in the cache while they are weighted
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadState:
@@ -90,7 +88,7 @@ class LinearHead:
             raise UsageError("LinearHead is the closed form of cross-entropy; with another loss use Hessian().")
         return fit_head(augmented(train, slice(0, len(train))), train.logits, self._rule(), train.problem.dtype)
 
-    def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b c k"]:
+    def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b D"]:
         """H^+ times the query gradients, in all logits but one.
 
         Args:
@@ -99,12 +97,12 @@ class LinearHead:
             rows: The block.
 
         Returns:
-            Solved gradients.
+            Solved gradients, D = (C-1) k.
         """
         return solve_head(state, augmented(queries, rows), queries.residual[rows])
 
     def scores(
-        self, state: HeadState, solved: Float[Tensor, "b c k"], train: Side, columns: slice
+        self, state: HeadState, solved: Float[Tensor, "b D"], train: Side, columns: slice
     ) -> Float[Tensor, "b n"]:
         """Solved queries against a block of train examples.
 
@@ -204,14 +202,15 @@ def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Te
         residual: Gradients of the losses in the logits; each sums to zero.
 
     Returns:
-        Solved gradients, float64.
+        Solved gradients, float64, D = c k; the transpose of what lies in memory.
     """
-    r = residual[:, state.inverse.hessian.keep]
-    return state.inverse.solve(r[:, :, None] * state.on_row_space(phi)[:, None, :])
+    r = residual.T[state.inverse.hessian.keep]
+    psi = state.on_row_space(phi).T.contiguous()
+    return state.inverse.solve(r[:, None, :] * psi).flatten(0, 1).T
 
 
 def score_head(
-    state: HeadState, solved: Float[Tensor, "b c k"], residual: Float[Tensor, "n C"], columns: slice
+    state: HeadState, solved: Float[Tensor, "b D"], residual: Float[Tensor, "n C"], columns: slice
 ) -> Float[Tensor, "b n"]:
     """Solved gradients against train examples, whose own gradients are never written out.
 
@@ -226,10 +225,9 @@ def score_head(
     """
     hessian = state.inverse.hessian
     psi, r = hessian.psi[columns], residual[:, hessian.keep]
+    X = solved.T.reshape(hessian.c, psi.shape[1], -1)
     out = solved.new_zeros(len(solved), len(psi))
-    with threads_for(2 * solved[:, 0].numel() * min(len(psi), COLUMNS)):
-        for start in range(0, len(psi), COLUMNS):
-            part = slice(start, start + COLUMNS)
-            for a in range(hessian.c):
-                out[:, part] += product(solved[:, a], psi[part].T) * r[part, a]
+    with threads_for(2 * X[0].numel() * len(psi)):
+        for a in range(hessian.c):
+            out += product(X[a].T, psi.T) * r[:, a]
     return out

@@ -9,7 +9,6 @@ every eigenvalue of the full Hessian by lam adds lam (I - 1 1^T / C) (x) I here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -99,7 +98,7 @@ class SoftmaxHessian:
         if damping:
             out.diagonal().add_(damping * ((a == b) - 1 / C))
 
-    def apply(self, X: Float[Tensor, "b c k"]) -> Float[Tensor, "b c k"]:
+    def apply(self, X: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
         """H times some vectors, from the features: 4 n c k operations each, and nothing of the size of H.
 
         Args:
@@ -111,32 +110,33 @@ class SoftmaxHessian:
         n = len(self.psi)
         out = torch.empty_like(X)
         step = max(1, APPLY_BYTES // (8 * n * self.c))
-        for start in range(0, len(X), step):
-            part = slice(start, start + step)
-            shape = X[part].shape
-            with threads_for(2 * n * X[part].numel()):
-                Z = product(X[part].reshape(-1, shape[2]), self.psi.T).view(shape[0], self.c, n)
-                self._mix(Z)
-                out[part] = product(Z.view(-1, n), self.psi).view(shape)
+        for start in range(0, X.shape[2], step):
+            at = slice(start, start + step)
+            b = len(range(X.shape[2])[at])
+            Z = X.new_empty(self.c, n, b)
+            with threads_for(2 * b * self.psi.numel()):
+                for a in range(self.c):
+                    product(self.psi, X[a, :, at], Z[a])
+                self._weigh(Z)
+                for a in range(self.c):
+                    product(self.psi.T, Z[a], out[a, :, at])
         return out
 
-    def _mix(self, Z: Float[Tensor, "b c n"]) -> None:
-        """Z <- S_i Z for every example, over n: q_a (z_a - sum_b q_b z_b), measured from the most likely class."""
-        q = self.q.T[self.keep]
-        likely = self.q.argmax(1)
-        position = torch.full((self.q.shape[1],), -1, device=Z.device)
+    def _weigh(self, Z: Float[Tensor, "c n b"]) -> None:
+        """Z_i <- S_i Z_i / n in place: q_a (z_a - sum_b q_b z_b), measured from the most likely class of the example."""
+        n, C = self.q.shape
+        at = torch.arange(n, device=Z.device)
+        position = torch.full((C,), -1, device=Z.device)
         position[self.keep] = torch.arange(self.c, device=Z.device)
-        at = position[likely]  # -1: the reference, whose logit is zero
-        base = Z[:, at, torch.arange(len(likely), device=Z.device)] * (at >= 0)
-        Z -= base[:, None]  # no digits are lost where one class has nearly all of the probability
-        reference = -base * self.q[torch.arange(len(self.q), device=Z.device)][:, self._reference]
-        mean = reference + sum(q[a] * Z[:, a] for a in range(self.c))
-        Z -= mean[:, None]
-        Z *= q / len(self.q)
-
-    @property
-    def _reference(self) -> int:
-        return int(self.q.shape[1] * (self.q.shape[1] - 1) // 2 - int(self.keep.sum()))
+        likely = position[self.q.argmax(1)]  # -1: the reference, whose own logit is zero
+        q, reference = self.q.T[self.keep, :, None], self.q[:, position == -1]
+        base = Z[likely, at] * (likely >= 0)[:, None]
+        Z -= base  # no digits are lost where one class has nearly all of the probability
+        mean = -reference * base
+        for a in range(self.c):
+            mean += q[a] * Z[a]
+        Z -= mean
+        Z *= q / n
 
     def dense_in_contrasts(self) -> Float[Tensor, "size size"]:
         """The whole Hessian in orthonormal contrasts, whose eigenvalues are those of the full one that are not zero.
@@ -155,30 +155,6 @@ class SoftmaxHessian:
             part = rows[:, start : start + CHUNK]
             part.copy_(torch.einsum("akx,ad->dkx", part, back))
         return H
-
-    def split(self, G: Float[Tensor, "b c k"], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        """Vectors as `Tiles` takes them.
-
-        Args:
-            G: The vectors.
-            dtype: Of the tiles.
-
-        Returns:
-            A new contiguous tensor for each row of tiles.
-        """
-        return [G[:, group].flatten(1).to(dtype, copy=True).contiguous() for group in self.groups]
-
-    def join(self, parts: Sequence[Tensor]) -> Float[Tensor, "b c k"]:
-        """The inverse of `split`.
-
-        Args:
-            parts: One tensor for each row of tiles.
-
-        Returns:
-            The vectors, float64.
-        """
-        k = self.psi.shape[1]
-        return torch.cat([part.view(len(part), -1, k) for part in parts], dim=1).double()
 
 
 def softmax_hessian(logits: Float[Tensor, "n C"], psi: Float[Tensor, "n k"]) -> SoftmaxHessian:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blas import product
 from .head_hessian import SoftmaxHessian
 from .solve import Eigen, Inversion, eigendecompose
 from .spectrum import Spectrum
@@ -35,23 +36,24 @@ class Factored:
     rule: Inversion
     facts: Spectrum
 
-    def solve(self, G: Float[Tensor, "b c k"]) -> Float[Tensor, "b c k"]:
+    def solve(self, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
         """The inverse times some vectors.
 
         Args:
-            G: The vectors, float64.
+            G: The vectors, float64, contiguous; what is left in them is of no use.
 
         Returns:
             The solutions; from a float32 factor refined with float64 residuals as often as a sample of them asks for.
         """
-        X = _once(self.hessian, self.factor, G)
         if self.factor.dtype == torch.float64:
-            return X
-        few = slice(0, SAMPLE)
-        error = _worst_ratio(_once(self.hessian, self.factor, self._residual(G[few], X[few])), X[few])
+            self.factor.solve_(G.flatten(0, 1))
+            return G
+        X = _once(self.factor, G)
+        few = X[:, :, :SAMPLE].contiguous()
+        error = _worst_ratio(_once(self.factor, self._residual(G[:, :, :SAMPLE], few)), few)
         left = error
         while left > SINGLE_ERROR and error < 0.5:
-            X += _once(self.hessian, self.factor, self._residual(G, X))
+            X += _once(self.factor, self._residual(G, X))
             left *= error
         return X
 
@@ -88,7 +90,7 @@ class Factored:
     def _residual(self, G: Tensor, X: Tensor) -> Tensor:
         rest = G - self.hessian.apply(X)
         if self.rule.damping:  # times I - 1 1^T / C
-            rest -= self.rule.damping * (X - X.sum(1, keepdim=True) / self.hessian.q.shape[1])
+            rest -= self.rule.damping * (X - X.sum(0) / self.hessian.q.shape[1])
         return rest
 
 
@@ -100,7 +102,7 @@ class Spectral:
     eigen: Eigen
     rule: Inversion
 
-    def solve(self, G: Float[Tensor, "b c k"]) -> Float[Tensor, "b c k"]:
+    def solve(self, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
         """The pseudo-inverse times some vectors.
 
         Args:
@@ -111,10 +113,9 @@ class Spectral:
         """
         back = torch.linalg.inv(self.hessian.to_contrasts)
         V = self.eigen.V
-        inside = torch.einsum("bck,cd->bdk", G, back).flatten(1)
-        solved = ((inside @ V) * self.eigen.inverse(self.rule)) @ V.T
-        X: Tensor = torch.einsum("cd,bdk->bck", back, solved.view_as(G))
-        return X
+        inside = product(V.T, _mix(G, back.T).flatten(0, 1))
+        inside *= self.eigen.inverse(self.rule)[:, None]
+        return _mix(product(V, inside).view_as(G), back)
 
     def spectrum(self) -> Spectrum:
         """Facts of all eigenvalues.
@@ -180,7 +181,7 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
         return _mix(hessian.apply(_mix(X, back)), back.T)
 
     def backward(X: Tensor) -> Tensor:
-        return _mix(_once(hessian, tiles, _mix(X, Q.T)), Q)
+        return _mix(_once(tiles, _mix(X, Q.T)), Q)
 
     lambda_max = largest_eigenvalue(forward, hessian)
     lowest = 1 / largest_eigenvalue(backward, hessian)
@@ -218,38 +219,38 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHes
     Returns:
         A lower bound that is nearly always within some percent, and far closer where the eigenvalue stands apart.
     """
-    shape = (hessian.c, hessian.psi.shape[1])
+    shape = (hessian.c, hessian.psi.shape[1], -1)
     width = min(WIDTH, hessian.size)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(width, hessian.size, generator=generator, dtype=torch.float64).to(hessian.psi.device)
-    V = torch.linalg.qr(start.T).Q.T
-    basis, images = V, V[:0]
-    for step in range(min(STEPS, hessian.size // width)):
-        if step:
-            rest = images[-width:] - (images[-width:] @ basis.T) @ basis
-            rest -= (rest @ basis.T) @ basis  # twice is enough
-            basis = torch.cat([basis, torch.linalg.qr(rest.T).Q.T])
-        images = torch.cat([images, operator(basis[-width:].reshape(-1, *shape)).flatten(1)])
-    T = basis @ images.T
+    start = torch.randn(hessian.size, width, generator=generator, dtype=torch.float64).to(hessian.psi.device)
+    basis = torch.linalg.qr(start).Q
+    images = operator(basis.view(shape)).flatten(0, 1)
+    for _ in range(min(STEPS, hessian.size // width) - 1):
+        rest = images[:, -width:] - basis @ (basis.T @ images[:, -width:])
+        rest -= basis @ (basis.T @ rest)  # twice is enough
+        new = torch.linalg.qr(rest).Q
+        basis = torch.cat([basis, new], dim=1)
+        images = torch.cat([images, operator(new.contiguous().view(shape)).flatten(0, 1)], dim=1)
+    T = basis.T @ images
     return float(torch.linalg.eigvalsh((T + T.T) / 2)[-1])
 
 
-def _once(hessian: SoftmaxHessian, factor: Tiles, G: Float[Tensor, "b c k"]) -> Float[Tensor, "b c k"]:
+def _once(factor: Tiles, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
     """Solutions without refinement, float64 numbers of the precision of the factor."""
-    # rows of unit size: in float32 the gradient of a well fitted example would underflow
-    size = G.abs().amax((1, 2), keepdim=True)
+    # in the type of the factor; in float32 the gradient of a well fitted example would underflow, were it not scaled
+    size = G.abs().amax((0, 1))
     size = torch.where(size > 0, size, 1.0)
-    parts = hessian.split(G / size, factor.dtype)
-    factor.solve_(parts)
-    return hessian.join(parts) * size
+    single = (G / size).to(factor.dtype).contiguous()
+    factor.solve_(single.flatten(0, 1))
+    return single.double() * size
 
 
 def _worst_ratio(part: Tensor, whole: Tensor) -> float:
-    """Largest |part| / |whole| over the rows."""
-    lengths = whole.flatten(1).norm(dim=1)
-    return float((part.flatten(1).norm(dim=1) / lengths.clamp(min=1e-300)).max())
+    """Largest |part| / |whole| over the columns."""
+    lengths = whole.flatten(0, 1).norm(dim=0)
+    return float((part.flatten(0, 1).norm(dim=0) / lengths.clamp(min=1e-300)).max())
 
 
-def _mix(X: Float[Tensor, "b c k"], M: Float[Tensor, "d c"]) -> Float[Tensor, "b d k"]:
-    mixed: Tensor = torch.einsum("dc,bck->bdk", M, X)
+def _mix(X: Float[Tensor, "c k b"], M: Float[Tensor, "d c"]) -> Float[Tensor, "d k b"]:
+    mixed: Tensor = torch.einsum("dc,ckb->dkb", M, X)
     return mixed

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import cholesky_, solve_triangle_, subtract_product, subtract_rows, threads_for
+from .blas import cholesky_, divide_, solve_triangle_, subtract_applied, subtract_product, threads_for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,28 +48,29 @@ class Tiles:
                 if not cholesky_(self.rows[j][j]):
                     return False
                 for i in range(j + 1, len(self.rows)):
-                    solve_triangle_(self.rows[j][j], self.rows[i][j], transposed=False)
+                    divide_(self.rows[i][j], self.rows[j][j])
                 for i in range(j + 1, len(self.rows)):
                     for k in range(j + 1, i + 1):
                         subtract_product(self.rows[i][k], self.rows[i][j], self.rows[k][j])
         return True
 
-    def solve_(self, G: Sequence[Float[Tensor, "b size"]]) -> None:
+    def solve_(self, X: Float[Tensor, "size b"]) -> None:
         """Solve with the factored matrix, in place.
 
         Args:
-            G: Right-hand sides in rows, one contiguous tensor for each tile, of the type of the tiles.
+            X: Right-hand sides in columns, contiguous, of the type of the tiles.
         """
-        count = len(self.rows)
-        with threads_for(2 * len(G[0]) * max(self.sizes) ** 2):
-            for j in range(count):
-                for i in range(j):
-                    subtract_rows(G[j], G[i], self.rows[j][i], transposed=False)
-                solve_triangle_(self.rows[j][j], G[j], transposed=False)
+        parts = X.split(self.sizes)
+        count = len(parts)
+        with threads_for(2 * parts[0].numel() * max(self.sizes)):
+            for i in range(count):
+                for j in range(i):
+                    subtract_applied(parts[i], self.rows[i][j], parts[j], transposed=False)
+                solve_triangle_(self.rows[i][i], parts[i], transposed=False)
             for j in reversed(range(count)):
                 for i in range(j + 1, count):
-                    subtract_rows(G[j], G[i], self.rows[i][j], transposed=True)
-                solve_triangle_(self.rows[j][j], G[j], transposed=True)
+                    subtract_applied(parts[j], self.rows[i][j], parts[i], transposed=True)
+                solve_triangle_(self.rows[j][j], parts[j], transposed=True)
 
     def dense(self) -> Float[Tensor, "size size"]:
         """The whole symmetric matrix.
