@@ -1,13 +1,15 @@
 # make report   the main job on the embedded default: two sources, twelve runs, one page
 # make test     the tests                make lint     ruff and mypy
+# make bench    times and errors beside captum, pyDVL, dattri, kronfluence and TRAK (make bench SIZES=full: an hour or two, 16 GiB)
 # Each makes .venv first when it is not there, with the tested versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INPUTS := pyproject.toml setup.py constraints.txt
 JOBS ?= 2
+SIZES ?= quick
 
-.PHONY: report test lint clean
+.PHONY: report test lint bench clean
 
 report: .venv/installed
 	$(BIN)/upweight compare --out upweight-out
@@ -32,5 +34,17 @@ lint: .venv/installed-dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,captum]'
 	touch $@
 
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.run --sizes $(SIZES)
+
+# the other tools see the packages of .venv, so that torch is installed once; their pins exclude each other, hence --no-deps
+.venv-bench/installed: benchmarks/requirements.txt benchmarks/needs.txt .venv/installed
+	$(PYTHON) -m venv .venv-bench
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> "$$(.venv-bench/bin/python -c 'import site; print(site.getsitepackages()[0])')/parent.pth"
+	.venv-bench/bin/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/needs.txt
+	touch $@
+
 clean:
-	rm -rf .venv build dist upweight.egg-info upweight-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build dist upweight.egg-info upweight-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

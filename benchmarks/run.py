@@ -1,0 +1,198 @@
+"""All methods on all problems: `python -m benchmarks.run [--sizes full] [--tools upweight,pyDVL]`.
+
+Problems and their references are kept in benchmarks/.cache; results go to benchmarks/results.json after every run, and
+docs/benchmarks.md is written from them. With --tools, the results of the other tools stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from .methods import METHODS
+from .problems import Spec, build, load, save
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+RESULTS = HERE / "results.json"
+LIBRARIES = ("upweight", "captum", "pyDVL", "dattri", "kronfluence", "traker", "torch", "numpy", "scipy")
+THREADS = "2"
+
+
+def plan(sizes: str) -> tuple[list[tuple[Spec, list[str]]], dict[str, list[tuple[Spec, str]]], int]:
+    """Problems with their methods, scaling series, and the limit of one run in seconds."""
+    full = sizes == "full"
+    specs = [Spec(kind="head", F=F, n=3200, m=1000) for F in ((64, 784, 2048) if full else (64, 784))]
+    specs.append(Spec(kind="cnn", n=1000, m=797, damping=1e-2))
+    specs += [Spec(kind="resnet", n=100, m=50, blocks=k, damping=1e-2) for k in ((1, 3) if full else (1,))]
+    few = (
+        "head32",
+        "head64",
+        "dot",
+        "pydvl-direct32",
+        "pydvl-ekfac",
+        "kronfluence-ekfac",
+        "trak",
+    )  # where all would take hours
+    compared = [
+        (
+            spec,
+            [
+                key
+                for key, m in METHODS.items()
+                if spec.kind in m.kinds
+                and (key in few or count(spec) < 20_000 or spec.kind != "head")
+                and count(spec) <= m.largest
+            ],
+        )
+        for spec in specs
+    ]
+
+    def head(**change: int) -> tuple[Spec, str]:
+        return Spec(**({"kind": "head", "F": 784, "n": 3200, "m": 1000} | change)), "head32"
+
+    def cnn(**change: int) -> tuple[Spec, str]:
+        return Spec(**({"kind": "cnn", "n": 500, "m": 200, "damping": 1e-2} | change)), "newton32"
+
+    scaling = {
+        "head, train examples n": [head(n=n) for n in (800, 1600, 3200, 6400)],
+        "head, features F": [head(F=F) for F in ((128, 256, 512, 1024, 2048) if full else (128, 256, 512, 1024))],
+        "head, classes C": [head(C=C) for C in (2, 5, 10, 20)],
+        "CNN, train examples n": [cnn(n=n) for n in (125, 250, 500, 1000)],
+        "CNN, parameters p": [cnn(width=w) for w in (4, 8, 16, 32)],
+    }
+    return compared, scaling, 300 if full else 120
+
+
+def chosen(spec: Spec, kinds: list[str]) -> bool:
+    return spec.kind in kinds or any(spec.name.startswith(f"{kind}-") for kind in kinds)
+
+
+def count(spec: Spec) -> int:
+    """Analysed parameters p."""
+    if spec.kind == "head":
+        return spec.C * (spec.F + 1)
+    if spec.kind == "cnn":
+        w, C = spec.width, spec.C
+        return 10 * w + 18 * w * w + 2 * w + (32 * w + 1) * 3 * w + (3 * w + 1) * C
+    return {1: 4_725_770, 3: 9_579_530}[spec.blocks]
+
+
+def machine() -> dict[str, object]:
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gib": round(memory[0] / 2**20, 1) if memory else None,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def child(key: str, folder: Path, limit: int) -> dict[str, object]:
+    """Run one method in a process of its own."""
+    available = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    memory = int(available[0] * 0.85) if available else 0
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
+    environment = {**os.environ, **threads, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "result.json"
+        words = [sys.executable, "-m", "benchmarks.one", key, str(folder), str(out), str(memory), str(2 * limit)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        try:
+            done = subprocess.run(words, timeout=6 * limit, cwd=HERE.parent, env=environment, check=False, **quiet)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"over {6 * limit} s"}
+        if out.exists():
+            return json.loads(out.read_text())
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        if done.returncode == -signal.SIGXCPU:
+            return {"failed": f"over {2 * limit} CPU s"}
+        killed = "killed: out of memory" if done.returncode == -9 else f"exit {done.returncode}: {last[0][:120]}"
+        return {"failed": killed}
+
+
+def prepare(spec: Spec, *, exact: bool) -> Path:
+    """The folder of a problem, with its reference where one is wanted."""
+    folder = CACHE / spec.name
+    if not (folder / "problem.pt").exists():
+        save(build(spec), folder)
+    if exact and not (folder / "reference.npy").exists():
+        found = child("reference", folder, 3600)
+        print(f"  reference: {found}", flush=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", choices=("quick", "full"), default="quick")
+    parser.add_argument("--tools", help="only these, separated by commas; the results of the others are kept")
+    parser.add_argument(
+        "--kinds", default="head,cnn,resnet,scaling", help="only these: head, head-F784, cnn, resnet, scaling"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="a run is ended after twice as many CPU seconds; 120, or 300 with --sizes full"
+    )
+    parser.add_argument("--methods", help="only these, separated by commas")
+    parser.add_argument("--missing", action="store_true", help="keep every result that is there")
+    words = parser.parse_args()
+    compared, scaling, limit = plan(words.sizes)
+    limit = words.limit or limit
+    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = {"sizes": words.sizes, "limit": limit, "machine": machine(), "runs": old.get("runs", [])}
+    tasks = [("compared", spec, keys) for spec, keys in compared if chosen(spec, words.kinds.split(","))]
+    if "scaling" in words.kinds.split(","):
+        tasks += [(series, spec, [key]) for series, points in scaling.items() for spec, key in points]
+    for series, spec, keys in tasks:
+        if words.tools:
+            keys = [key for key in keys if METHODS[key].tool in words.tools.split(",")]
+        if words.methods:
+            keys = [key for key in keys if key in words.methods.split(",")]
+        if words.missing:
+            done = [
+                run["method"] for run in results["runs"] if (run["series"], run["problem"]) == (series, asdict(spec))
+            ]
+            keys = [key for key in keys if key not in done]
+        if not keys:
+            continue
+        print(spec.name, flush=True)
+        folder = prepare(spec, exact=series == "compared")
+        p = sum(x.numel() for x in load(folder).tail().model.parameters())
+        for key in keys:
+            found = child(key, folder, limit)
+            print(f"  {key}: {found}", flush=True)
+            same = (series, asdict(spec), key)
+            results["runs"] = [run for run in results["runs"] if (run["series"], run["problem"], run["method"]) != same]
+            results["runs"].append({"series": series, "problem": asdict(spec), "p": p, "method": key, **found})
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    from .render import write
+
+    write(results, HERE.parent / "docs")
+
+
+if __name__ == "__main__":
+    main()
