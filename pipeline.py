@@ -728,11 +728,16 @@ def make_report(
         The report.
 
     Raises:
+        UsageError: Two runs have one name.
         StoreError: The folder holds another report, or a run has no complete scores.
     """
     from .reports.page import write_report
     from .reports.progress import reporting
 
+    folders = [folder.absolute() for folder in folders]  # "." has no name
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise UsageError(f"Two runs are called {max(names, key=names.count)}; leave one out, or rename its folder.")
     inputs = {folder.name: _identity(folder) for folder in folders}
     try:
         standing = _standing_report(out, settings, inputs)
@@ -753,6 +758,26 @@ def make_report(
     return Report(page=out / "index.html", stats=stats)
 
 
+def store_of(run: Path) -> Path:
+    """Where the scores of a run lie.
+
+    Args:
+        run: Run folder, or the store itself.
+
+    Returns:
+        The store, complete or not.
+
+    Raises:
+        StoreError: The folder holds none.
+    """
+    from .cache.files import partial_path
+
+    store = run / STORE_FILE
+    if run.is_dir() and not store.exists() and not partial_path(store).exists():
+        raise StoreError(f"{run} holds no scores yet; make them by `upweight attribute {run}`.")
+    return store if run.is_dir() else run
+
+
 def _identity(folder: Path) -> str:
     """Name of what a report shows of a run: its weights, and the settings of its scores."""
     from .cache.provenance import digest
@@ -760,7 +785,7 @@ def _identity(folder: Path) -> str:
     from .models.runs import read_run
 
     record = read_run(folder)
-    with open_store(folder / STORE_FILE) as store:
+    with open_store(store_of(folder)) as store:
         return digest([record["model_sha256"], record["data"], store.contents.config])[:16]
 
 

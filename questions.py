@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UsageError
-from .pipeline import STORE_FILE, open_scores
+from .pipeline import STORE_FILE, open_scores, store_of
 
 if TYPE_CHECKING:
     import torch
@@ -322,7 +322,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _scores(run: Path, variant: str) -> Scores:
     from .cache.store import variant_names
 
-    store = run / STORE_FILE if run.is_dir() else run
+    store = store_of(run)
     names = [name or MAIN for name in variant_names(store)]
     if variant not in names:
         raise UsageError(f"{store} has no scores called {variant!r}; it has {', '.join(names)}.")

@@ -76,6 +76,27 @@ def test_half_a_store_is_finished_and_not_read(tmp_path):
     assert (run / "influence.h5").exists() and not (run / "influence.h5.partial").exists()
 
 
+def test_runs_without_scores(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny.run(), run, ignore=shutil.ignore_patterns("*.h5"))
+    for words in (("stats", run), ("query", run, "--query", 1), ("report", run, "--out", tmp_path / "page")):
+        assert f"holds no scores yet; make them by `upweight attribute {run}`" in refused(4, *words)
+    twice = refused(2, "report", tiny.run(), tiny.run(), "--out", tmp_path / "page")
+    assert f"Two runs are called {tiny.NAMES[0]}; leave one out" in twice
+
+
+def test_places_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    data = ("--data", tiny.data(), *QUICK)
+    assert "File exists; choose another place" in refused(1, "fine-tune", *data, "--out", tmp_path / "file")
+    assert "choose another place" in refused(4, "attribute", tiny.run(), "--out", tmp_path / "file")
+    words = ("query", tiny.run(), "--query", 1, "--image", tmp_path / "folder.png")
+    assert "is there already" in refused(2, *words)
+    assert "Is a directory; choose another place" in refused(1, *words, "--overwrite")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def npz(path, **changes):
     with np.load(tiny.data()) as held:
         arrays = {name: held[name] for name in held.files} | changes

@@ -184,6 +184,16 @@ def test_json_is_one_object_and_nothing_else(words):
     assert strict_json(done(*(str(word).format(**places) for word in words), "--json"))
 
 
+def test_json_has_no_nan(monkeypatch):
+    held = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": (float("-inf"), "x", None, True)}}
+    monkeypatch.setattr(cli.questions, "info", lambda path: held)
+    assert strict_json(done("info", "x", "--json")) == {
+        "a": None,
+        "b": [1.5, None],
+        "c": {"d": [None, "x", None, True]},
+    }
+
+
 def test_query_prints_tables_text_and_csv():
     scores = upweight.open_scores(tiny.run() / "influence.h5")
     wanted = scores.top(3, 4)

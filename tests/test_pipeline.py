@@ -318,3 +318,24 @@ def test_own_network_has_no_known_blocks(tmp_path):
 def test_own_settings_are_checked_at_birth(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         pipeline.OwnSettings(**wrong)
+
+
+# ---- GPU -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_gpu_attributes_and_draws_saliency_as_the_cpu_does(tmp_path):
+    from upweight import questions
+
+    how = AttributeSettings(train_scores=True, also=("damped", "block"), device="cpu")
+    found = {}
+    for device in ("cpu", "cuda"):
+        scores = pipeline.attribute_run(tiny.run(k=1), replace(how, device=device), out=tmp_path / device)
+        table = questions.saliency(tiny.run(k=1), npz=tmp_path / f"{device}.npz", device=device)
+        found[device] = ({name: one.matrix[:] for name, one in scores.items()}, table)
+    for name, matrix in found["cpu"][0].items():
+        np.testing.assert_allclose(found["cuda"][0][name], matrix, rtol=1e-4, atol=1e-4 * np.abs(matrix).max())
+    with np.load(tmp_path / "cpu.npz") as one, np.load(tmp_path / "cuda.npz") as other:
+        scale = np.abs(one["gradients"]).max()
+        np.testing.assert_allclose(other["gradients"], one["gradients"], rtol=1e-4, atol=1e-4 * scale)
+    np.testing.assert_allclose(found["cuda"][1]["loss"], found["cpu"][1]["loss"], rtol=1e-4)
