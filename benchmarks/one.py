@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import statistics
 import sys
@@ -63,7 +64,7 @@ def operations(problem) -> float:
 
 def main(key: str, folder: str, result: str, memory: str = "0", cpu: str = "0") -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")  # when memory runs out, this process is the one to go
     for kind, limit in ((resource.RLIMIT_DATA, int(memory)), (resource.RLIMIT_CPU, int(cpu))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,8 @@ def page(results: dict[str, Any], *, figure: bool) -> str:
     parts = [
         "# Benchmarks",
         "Written by `make bench` (`SIZES=full` for the largest problems) from its own output, benchmarks/results.json.",
-        f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['gib']} GiB; Python {machine['python']}, {versions}."
-        " Every method ran in a process of its own on two threads, one at a time, but the machine was shared with other work, "
-        "so clock times vary; CPU seconds, and their ratio to the matrix product timed in the same process, vary less. "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['gib']} GiB; Python {machine['python']}, {versions}. "
+        f"Every method ran in a process of its own with {results['threads']} thread(s), one at a time. {busy(results)}"
         f"A run was ended after {2 * results['limit']} CPU seconds.",
         LEGEND,
     ]
@@ -55,6 +55,17 @@ def page(results: dict[str, Any], *, figure: bool) -> str:
     if NOTES.exists():
         parts.append(NOTES.read_text().strip())
     return "\n\n".join(parts) + "\n"
+
+
+def busy(results: dict[str, Any]) -> str:
+    """What else the machine did, as far as its load average tells."""
+    loads = [run["load"] for run in results["runs"] if "load" in run]
+    if not loads or statistics.median(loads) < 0.5:
+        return ""
+    return (
+        f"The machine was shared with other work (median load when a run started: {statistics.median(loads):.1f}): clock times "
+        "vary with it; CPU seconds, and their ratio to the matrix product timed in the same process, vary less. "
+    )
 
 
 LEGEND = """\

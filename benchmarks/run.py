@@ -1,7 +1,7 @@
-"""All methods on all problems: `python -m benchmarks.run [--sizes full] [--tools upweight,pyDVL]`.
+"""All methods on all problems: `python -m benchmarks.run [--sizes full] [--tools upweight,pyDVL | --missing]`.
 
 Problems and their references are kept in benchmarks/.cache; results go to benchmarks/results.json after every run, and
-docs/benchmarks.md is written from them. With --tools, the results of the other tools stay as they are.
+docs/benchmarks.md is written from them. With --tools, --methods, --kinds or --missing the other results stay as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
 RESULTS = HERE / "results.json"
 LIBRARIES = ("upweight", "captum", "pyDVL", "dattri", "kronfluence", "traker", "torch", "numpy", "scipy")
-THREADS = "2"
 
 
 def plan(sizes: str) -> tuple[list[tuple[Spec, list[str]]], dict[str, list[tuple[Spec, str]]], int]:
@@ -113,12 +112,12 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def child(key: str, folder: Path, limit: int) -> dict[str, object]:
+def child(key: str, folder: Path, limit: int, threads: int) -> dict[str, object]:
     """Run one method in a process of its own."""
     available = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
     memory = int(available[0] * 0.85) if available else 0
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), THREADS)
-    environment = {**os.environ, **threads, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    environment = {**os.environ, **pools, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "result.json"
         words = [sys.executable, "-m", "benchmarks.one", key, str(folder), str(out), str(memory), str(2 * limit)]
@@ -136,13 +135,13 @@ def child(key: str, folder: Path, limit: int) -> dict[str, object]:
         return {"failed": killed}
 
 
-def prepare(spec: Spec, *, exact: bool) -> Path:
+def prepare(spec: Spec, threads: int, *, exact: bool) -> Path:
     """The folder of a problem, with its reference where one is wanted."""
     folder = CACHE / spec.name
     if not (folder / "problem.pt").exists():
         save(build(spec), folder)
     if exact and not (folder / "reference.npy").exists():
-        found = child("reference", folder, 3600)
+        found = child("reference", folder, 3600, threads)
         print(f"  reference: {found}", flush=True)
     return folder
 
@@ -151,21 +150,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", choices=("quick", "full"), default="quick")
     parser.add_argument("--tools", help="only these, separated by commas; the results of the others are kept")
-    parser.add_argument(
-        "--kinds", default="head,cnn,resnet,scaling", help="only these: head, head-F784, cnn, resnet, scaling"
-    )
+    parser.add_argument("--kinds", help="only these: head, head-F784, cnn, resnet, scaling")
     parser.add_argument(
         "--limit", type=int, help="a run is ended after twice as many CPU seconds; 120, or 300 with --sizes full"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="1 where the machine is busy: CPU seconds are right then too"
     )
     parser.add_argument("--methods", help="only these, separated by commas")
     parser.add_argument("--missing", action="store_true", help="keep every result that is there")
     words = parser.parse_args()
     compared, scaling, limit = plan(words.sizes)
     limit = words.limit or limit
-    old = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results = {"sizes": words.sizes, "limit": limit, "machine": machine(), "runs": old.get("runs", [])}
-    tasks = [("compared", spec, keys) for spec, keys in compared if chosen(spec, words.kinds.split(","))]
-    if "scaling" in words.kinds.split(","):
+    part = words.tools or words.methods or words.kinds or words.missing
+    kinds = (words.kinds or "head,cnn,resnet,scaling").split(",")
+    old = json.loads(RESULTS.read_text()) if part and RESULTS.exists() else {}
+    results = {
+        "sizes": words.sizes,
+        "limit": limit,
+        "threads": words.threads,
+        "machine": machine(),
+        "runs": old.get("runs", []),
+    }
+    tasks = [("compared", spec, keys) for spec, keys in compared if chosen(spec, kinds)]
+    if "scaling" in kinds:
         tasks += [(series, spec, [key]) for series, points in scaling.items() for spec, key in points]
     for series, spec, keys in tasks:
         if words.tools:
@@ -180,10 +188,10 @@ def main() -> None:
         if not keys:
             continue
         print(spec.name, flush=True)
-        folder = prepare(spec, exact=series == "compared")
+        folder = prepare(spec, words.threads, exact=series == "compared")
         p = sum(x.numel() for x in load(folder).tail().model.parameters())
         for key in keys:
-            found = child(key, folder, limit)
+            found = {"load": os.getloadavg()[0]} | child(key, folder, limit, words.threads)
             print(f"  {key}: {found}", flush=True)
             same = (series, asdict(spec), key)
             results["runs"] = [run for run in results["runs"] if (run["series"], run["problem"], run["method"]) != same]

@@ -119,7 +119,7 @@ def results(bench):
     runs.append({"failed": "over 5 s", "method": "captum-naive", "series": "compared", "problem": problem, "p": 2355})
     runs.append({**good, "method": "head32", "series": "head, train examples n"})
     machine = {"processor": "a processor", "cores": 2, "gib": 8, "python": "3.11", "versions": {"torch": "2"}}
-    return {"sizes": "quick", "limit": 5, "machine": machine, "runs": runs}
+    return {"sizes": "quick", "limit": 5, "threads": 2, "machine": machine, "runs": runs}
 
 
 def test_the_page_says_what_was_measured(bench, tmp_path):
