@@ -95,6 +95,7 @@ def _draw_query(run: Path, scores: Scores, row: int, k: int, names: Sequence[str
         class_names=names,
         query_label=int(scores.queries.label[row]),
         query_caption=f"query {row}",
+        unit=scores.meta.get("unit", "its own unit"),
         below=drawn(scores.bottom(row, k)),
     )
     image.write_bytes(to_png(figure, 150))

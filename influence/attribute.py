@@ -23,6 +23,7 @@ from .spectrum import Spectrum
 from .stationarity import stationarity
 
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
+DOT_SIGN = "+ g_query^T g_train; positive = helpful: a gradient step on the example lowers the query's loss"
 ROW_BYTES = 2**26  # of solved queries in flight
 COLUMN_BYTES = 2**28  # of train gradients in flight
 SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
@@ -164,7 +165,7 @@ class Fitted:
             "curvature": self.variant.curvature.settings(),
             "query_label": self.variant.query_label,
             "unit": self.variant.curvature.unit,
-            "sign": SIGN,
+            "sign": DOT_SIGN if self.spectrum is None else SIGN,
             **self.prepared.facts,
             "warnings": [*self.prepared.facts["warnings"], *self.variant.curvature.warnings(self.state)],
         }

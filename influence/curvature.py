@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,8 +18,9 @@ State = TypeVar("State")
 class Curvature(Protocol[State]):
     """score[t, i] = + g_t^T H^+ g_i, for one choice of H and of its inverse."""
 
-    unit: ClassVar[str]
-    """Unit of a score."""
+    @property
+    def unit(self) -> str:
+        """Unit of a score."""
 
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart, ready for JSON.

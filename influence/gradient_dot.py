@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,13 @@ class GradientDot:
     Its unit is squared nats per squared unit of parameter; as a cosine it has none.
     """
 
-    unit: ClassVar[str] = "squared nats per squared unit of parameter"
-
     cosine: bool = False
     """Divide by the lengths of the two gradients; an example whose gradient is zero scores zero."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of a score."""
+        return "none (a cosine)" if self.cosine else "squared nats per squared unit of parameter"
 
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart.
@@ -82,7 +85,7 @@ class GradientDot:
         """
 
     def warnings(self, state: TrainGradients) -> list[str]:
-        """There is nothing to warn of that the spectrum does not show.
+        """There is no inverse to warn of.
 
         Args:
             state: What `fit` gave.

@@ -84,7 +84,7 @@ class Hessian:
         if p > EVD_LIMIT:
             raise SolveError(
                 f"A dense Hessian of {p:,} parameters would take {8 * p * p / 2**30:,.0f} GiB, four times over; at most "
-                f"{EVD_LIMIT:,} are possible and about 20,000 sensible. Analyse fewer `parameters`, or use GradientDot()."
+                f"{EVD_LIMIT:,} are possible and about 20,000 sensible. Analyse fewer `parameters`, or use GaussNewton()."
             )
         H = assemble_hessian(train, self.batch_size or train.batch_size)
         eps = torch.finfo(torch.float64 if train.problem.linear else train.problem.dtype).eps

@@ -143,6 +143,7 @@ def draw_neighbours(
     class_names: Sequence[str] = (),
     query_label: int | None = None,
     query_caption: str = "query",
+    unit: str = "nats per unit weight",
     below: tuple[NDArray[np.floating], Table] | None = None,
 ) -> Figure:
     """One query and its neighbours.
@@ -154,6 +155,7 @@ def draw_neighbours(
         class_names: Name of every class; numbers are shown where it is empty.
         query_label: True class of the query; neighbours of another class are marked.
         query_caption: Second line under the query.
+        unit: Unit of the scores.
         below: Another such pair of pictures and table, drawn below.
 
     Returns:
@@ -168,7 +170,7 @@ def draw_neighbours(
         sheet.picture(as_picture(query_image), 0.0, 0, [(name, INK), (query_caption, FAINT)])
         sheet.text("query", 0.5, -0.15, color=FAINT)
         for i, (colour, pictures, rows) in enumerate(groups):
-            words = f"{rows.title}, nats per unit weight".removeprefix(", ")
+            words = f"{rows.title}, {unit}".removeprefix(", ")
             sheet.text(words, 1 + 2 * GAP, i * sheet.pitch - 0.15, color=colour, ha="left", fontsize=8)
             _put(sheet, pictures, rows, 1 + 2 * GAP, i, query_label, class_names)
     return fig

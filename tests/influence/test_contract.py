@@ -208,9 +208,11 @@ class TestManners:
         assert scores.meta["curvature"]["name"] == type(method.build(case)).__name__
         assert scores.meta["query_label"] == "true"
         assert scores.meta["weight_decay"] == pytest.approx(0.25)
-        assert scores.meta["sign"].startswith("+ g_query^T H^+ g_train; positive = helpful")
-        assert isinstance(scores.meta["unit"], str)
-        assert (scores.spectrum is None) == method.name.startswith("GradientDot")
+        dot = method.name.startswith("GradientDot")  # no curvature, so no loss that rises by score / n
+        assert scores.meta["sign"].startswith(f"+ g_query^T {'' if dot else 'H^+ '}g_train; positive = helpful")
+        assert ("score / n" in scores.meta["sign"]) == (not dot)
+        assert (scores.meta["unit"] == "nats per unit weight") == (not dot)
+        assert (scores.spectrum is None) == dot
 
 
 class TestWhatIsKept:

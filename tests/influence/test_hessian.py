@@ -206,7 +206,7 @@ class TestAnyLoss:
 def test_curvature_too_large_to_be_dense_is_refused_before_it_is_formed():
     problem = replace(BY_NAME["bare-linear"].build(), model=nn.Linear(6, 3))
     wide = nn.Sequential(nn.Linear(6, 6000), nn.Tanh(), nn.Linear(6000, 3)).double()
-    with pytest.raises(SolveError, match=r"60,003 parameters.*GradientDot\(\)"):
+    with pytest.raises(SolveError, match=r"60,003 parameters.*GaussNewton\(\)"):
         score(replace(problem, model=wide, parameters="all"), Hessian())
 
 
