@@ -56,7 +56,7 @@ def _label(match: ClassMatch) -> str:
 
 def _gains(match: ClassMatch, sources: Sequence[str]) -> dict[str, Estimate]:
     """What undamped and damped influence find beyond the residual dot product, for each source."""
-    names = {"influence": "", "influence_damped": ", damped"}
+    names = {"influence": "", "influence_damped": " with damping"}
     found = {
         f"{source}{words}": match.gain("rank1", method, "residual", source)
         for method, words in names.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from ..influence.scores import Scores
 from ..influence.tables import Table
 from .labels import number, percent
 from .runs import Group, RunView, order_sources, table_of, variant_name
+
+_DECIMAL = re.compile(r"\d+\.\d+(?:e-?\d+)?")
 
 
 def headline(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -75,7 +78,7 @@ def scores_table(groups: Sequence[Group]) -> Table:
 
 
 def warnings_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The warnings that scores carry, each once.
+    """The warnings that scores carry, each once; those that differ in a decimal number alone are one, with its range.
 
     Args:
         groups: All groups of the report.
@@ -83,13 +86,24 @@ def warnings_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
     Returns:
         Text, and the runs it was given for.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, ...], tuple[list[list[str]], list[str]]] = {}
     for group in groups:
         for run in group.runs:
-            texts = dict.fromkeys(text for scores in run.scores.values() for text in scores.meta.get("warnings", ()))
-            for text in texts:
-                found.setdefault(str(text), []).append(run.name)
-    return [{"text": text, "runs": runs} for text, runs in found.items()]
+            for text in (text for scores in run.scores.values() for text in scores.meta.get("warnings", ())):
+                numbers, runs = found.setdefault(tuple(_DECIMAL.split(text)), ([], []))
+                numbers.append(_DECIMAL.findall(text))
+                runs.append(run.name)
+    return [
+        {"text": _with_ranges(words, numbers), "runs": list(dict.fromkeys(runs))}
+        for words, (numbers, runs) in found.items()
+    ]
+
+
+def _with_ranges(words: Sequence[str], numbers: Sequence[Sequence[str]]) -> str:
+    """A sentence of which several exist, with the lowest and the highest of each number in it."""
+    ends = [(min(column, key=float), max(column, key=float)) for column in zip(*numbers, strict=True)]
+    shown = [low if low == high else f"{low} to {high}" for low, high in ends]
+    return "".join(part for pair in zip(words, [*shown, ""], strict=True) for part in pair)
 
 
 def _join(words: Iterable[str]) -> str:
