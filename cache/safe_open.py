@@ -93,7 +93,9 @@ def hdf5_errors(path: Path, advice: str = "Rebuild it with --overwrite.") -> Gen
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise StoreError(f"There is no file {path}.") from error
+        raise StoreError(
+            f"There is no file {path}; give a store, or the folder of one run that was attributed."
+        ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
         if "signature not found" in str(error):
             raise ForeignFile(f"{path} is not an HDF5 file; {_FREE_PATH}") from error

@@ -214,8 +214,10 @@ def read_folder(root: Path) -> Parts:
 
     test_name = next((name for name in ("test", "val") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_name is None:
+        part = root.name in ("train", "test", "val") and (root.parent / "train").is_dir()
+        mend = f"; name {root.parent}, the folder that holds it" if part else ""
         raise DataError(
-            f"{root} has no folders train and test (or val); an image folder needs both, with one folder per class."
+            f"{root} has no folders train and test (or val); an image folder needs both, with one folder per class{mend}."
         )
     found = []
     for name in ("train", test_name):

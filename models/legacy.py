@@ -256,6 +256,7 @@ def unpickle(path: Path) -> Unpickled:
         parsed = _parse_zip(path) if zipfile.is_zipfile(path) else _parse_stream(path)
         content = _with_tensors(parsed.content, parsed.storages)
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = str(error) or type(error).__name__
+        lookup = isinstance(error, LookupError)  # its text is the key alone
+        reason = "it does not read as a pickle" if lookup else str(error) or type(error).__name__
         raise CheckpointError(f"{path} is cut off or no weight file of torch ({reason}); copy it again.") from error
     return Unpickled(content, tuple(sorted(set(parsed.stubs))), "the reader that runs nothing a pickle names")

@@ -157,7 +157,19 @@ def _network(spec: ModelSpec) -> nn.Module:
 
 
 def default_input_shape(architecture: str) -> tuple[int, int, int]:
-    """Channels, height, width a network of this name is usually given."""
+    """Channels, height, width a network of this name is usually given.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+
+    Returns:
+        The shape.
+
+    Raises:
+        UsageError: There is no such architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"There is no architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
     return (1, 28, 28) if architecture == "small_resnet" else (3, 224, 224)
 
 

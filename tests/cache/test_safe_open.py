@@ -211,7 +211,7 @@ def test_big_endian_numbers_are_read(path: Path):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(StoreError, match=re.escape(f"There is no file {tmp_path / 'influence.h5'}.")):
+    with pytest.raises(StoreError, match=re.escape(f"no file {tmp_path / 'influence.h5'}; give a store")):
         open_store(tmp_path / "influence.h5")
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import re
 import struct
 
 import numpy as np
@@ -188,6 +189,8 @@ def test_image_folders_are_refused_for_what_they_lack(tmp_path):
         load()
     write_folder(tmp_path, classes=("ant", "bee"))
     (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(DataError, match=f"name {re.escape(str(tmp_path))}, the folder that holds it"):
+        load_data(DataSettings(data=str(tmp_path / "test")), (3, 8, 8))
     with pytest.raises(DataError, match="lacks images in a class"):
         load()
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "cat" / "0.png")

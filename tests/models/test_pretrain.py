@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from upweight import UsageError
 from upweight.models.accuracy import natural_accuracy, robust_accuracy
 from upweight.models.checkpoints import load_model
 from upweight.models.data import load_data
@@ -131,6 +132,12 @@ def test_exchanged_weights_are_noticed(tmp_path, shapes):
     out.write_bytes(out.read_bytes() + b"\0")
     with pytest.raises(RunMismatch, match="is not the file that"):
         pretrain(quick(shapes, epochs=1), out)
+
+
+def test_unknown_architecture_is_refused_before_any_image_is_read(tmp_path):
+    settings = PretrainSettings(architecture="resnet51", data=str(tmp_path / "none.npz"))
+    with pytest.raises(UsageError, match=r"There is no architecture 'resnet51'; choose one of small_resnet, resnet18"):
+        pretrain(settings, tmp_path / "out.safetensors")
 
 
 def test_limit_takes_the_first_images(tmp_path, shapes):
