@@ -14,7 +14,6 @@ from . import UsageError
 from .pipeline import STORE_FILE, open_scores, store_of
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from .influence.scores import Scores
@@ -111,7 +110,7 @@ class _Pictures:
 
 def _pictures(folder: Path) -> _Pictures:
     """Find the images of a run again: by its run.json, or as its attribute.toml names them."""
-    from .models.own import load_examples
+    from .models.own import as_images, load_examples
     from .models.runs import RUN_FILE, load_run
     from .options import read_made
 
@@ -129,27 +128,10 @@ def _pictures(folder: Path) -> _Pictures:
         path = start / said[side]  # a relative path was typed in that folder; the name of a data set is no path
         data = str(path) if path.exists() else said[side]
         examples = load_examples(data, said.get("input_shape"), part, said.get("root"))  # type: ignore[arg-type]
-        return _as_images(*examples, data) if isinstance(examples, tuple) else examples
+        return as_images(*examples, data) if isinstance(examples, tuple) else examples
 
     train = load("train", "train")
     return _Pictures(train=train, queries=load("queries", "test") if "queries" in said else train)
-
-
-def _as_images(x: torch.Tensor, y: torch.Tensor, data: str) -> ImageSet:
-    import torch
-
-    from .models.images import ArrayPixels, ImageSet
-
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise UsageError(f"The examples of {data} have shape {list(x.shape[1:])} and are no images; leave --image out.")
-    low, high = x.min(), x.max()
-    if low < 0 or high > 1:  # normalised by the user; one scale for all of them
-        x = (x - low) / (high - low)
-    return ImageSet(
-        pixels=ArrayPixels(x), labels=y, index=torch.arange(len(y)), input_shape=(x.shape[1], x.shape[2], x.shape[3])
-    )
 
 
 def stats(run: Path, k: int = 10, *, variant: str = MAIN, label: str = "true") -> dict[str, Table]:

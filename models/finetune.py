@@ -6,8 +6,9 @@ a fixed function of the image: they are computed once a run. (In the original st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,14 @@ _SMALL_BATCH = 2**18  # numbers entering the trained part in one step, up to whi
 class Activations:
     """What enters the trained part, for each image of a set: kept when it fits, otherwise computed when asked for."""
 
-    def __init__(self, frozen: nn.Module, images: ImageSet, device: torch.device, budget: int) -> None:
+    def __init__(
+        self,
+        frozen: nn.Module,
+        images: ImageSet,
+        device: torch.device,
+        budget: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Run the images through the frozen part once, if what comes out needs no more than `budget` bytes."""
         self.frozen, self.images, self.device = frozen, images, device
         self.labels = images.labels.to(device)
@@ -46,8 +54,11 @@ class Activations:
         if first[0].numel() * first.element_size() * len(images) <= budget:
             self.kept = first.new_empty((len(images), *first.shape[1:]))
             self.kept[: len(first)] = first
-            for rows in torch.arange(len(first), len(images)).split(_READ_BATCH):  # type: ignore[no-untyped-call]
+            for start in range(len(first), len(images), _READ_BATCH):
+                rows = torch.arange(start, min(start + _READ_BATCH, len(images)))
                 self.kept[rows.to(device)] = self._compute(rows)
+                if progress:
+                    progress(start + len(rows), len(images))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,7 +148,7 @@ def fine_tune(
         for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
             (run_dir / name).unlink(missing_ok=True)
     with reproducible():
-        tuned = _Tuning(parts, train, data.test, settings, device)
+        tuned = _Tuning(parts, train, data.test, settings, device, progress)
         with threads(1 if tuned.train.image_size * settings.batch_size <= _SMALL_BATCH else None):
             state = tuned.fit(partial_file, decisive, progress)
             accuracy = {"train": tuned.train.accuracy(parts.trained), "test": tuned.test.accuracy(parts.trained)}
@@ -162,15 +173,22 @@ class _Tuning:
     """The trained part of a network with what it is trained and measured on."""
 
     def __init__(
-        self, parts: Split, train: ImageSet, test: ImageSet, settings: FineTuneSettings, device: torch.device
+        self,
+        parts: Split,
+        train: ImageSet,
+        test: ImageSet,
+        settings: FineTuneSettings,
+        device: torch.device,
+        progress: Progress | None,
     ) -> None:
         for parameter in parts.frozen.parameters():
             parameter.requires_grad_(False)
         self.parts, self.settings = parts, settings
         budget = settings.cache_mb * 2**20
-        self.train = Activations(parts.frozen, train, device, budget)
+        told = [None if progress is None else partial(progress, f"frozen blocks, {word}") for word in ("train", "test")]
+        self.train = Activations(parts.frozen, train, device, budget, told[0])
         used = 0 if self.train.kept is None else self.train.kept.nbytes
-        self.test = Activations(parts.frozen, test, device, budget - used)
+        self.test = Activations(parts.frozen, test, device, budget - used, told[1])
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in batch_order(len(self.train), self.settings.batch_size, self.settings.seed, epoch):

@@ -17,7 +17,7 @@ from .. import UsageError
 from .checkpoints import read_tensors
 from .data import load_data
 from .errors import CheckpointError, DataError
-from .images import ImageSet
+from .images import ArrayPixels, ImageSet
 from .legacy import unpickle
 from .settings import DataSettings
 
@@ -138,3 +138,27 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path} holds NaN or infinite numbers in x; take those examples out.")
     inputs = torch.from_numpy(np.ascontiguousarray(x))
     return (inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs), torch.from_numpy(y.astype(np.int64))
+
+
+def as_images(x: Tensor, y: Tensor, data: str) -> ImageSet:
+    """Examples from an .npz as pictures that a person can look at.
+
+    Args:
+        x: Inputs.
+        y: Labels.
+        data: Where they come from, for the message.
+
+    Returns:
+        Images in [0, 1]; inputs beyond these limits are scaled, all of them alike.
+
+    Raises:
+        UsageError: The inputs are neither [n, h, w] nor [n, c, h, w] with one or three channels.
+    """
+    x = x[:, None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise UsageError(f"The examples of {data} have shape {list(x.shape[1:])} and are no images; leave --image out.")
+    low, high = x.min(), x.max()
+    if low < 0 or high > 1:  # normalised by the user
+        x = (x - low) / (high - low)
+    shape = (x.shape[1], x.shape[2], x.shape[3])
+    return ImageSet(pixels=ArrayPixels(x), labels=y, index=torch.arange(len(y)), input_shape=shape)

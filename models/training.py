@@ -188,13 +188,15 @@ def fit(
         optimizer: Holds its parameters, in one group.
         batches: What is met in each epoch; a function of the epoch alone.
         plan: How.
-        progress: Told after each epoch.
+        progress: Told where it begins, and after each epoch.
 
     Returns:
         The epochs' history.
     """
     device = next(module.parameters()).device
     state = load_partial(plan.partial, module, optimizer, plan.settings)
+    if progress:
+        progress(plan.stage, state.epoch, plan.epochs)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
         started = time.monotonic()
         module.train()

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-import torch
 import upweight
 from upweight import UsageError, questions
 from upweight.influence.input_gradient import input_gradient
@@ -116,14 +115,6 @@ def test_query_draws_scores_of_a_run_that_lie_elsewhere(tmp_path, monkeypatch):
     calls = drawn(monkeypatch)
     questions.query(tmp_path / "scores", 5, 2, image=tmp_path / "q.png")
     np.testing.assert_allclose(calls[0][0][0], tiny.own().arrays["x_test"][5][None])
-
-
-def test_query_image_of_inputs_that_are_normalised_or_no_images(tmp_path, monkeypatch):
-    x, y = torch.linspace(-2, 2, 2 * 9).view(2, 3, 3), torch.tensor([0, 1])
-    images = questions._as_images(x, y, "a.npz").raw_images([0, 1])
-    assert (float(images.min()), float(images.max()), images.shape) == (0.0, 1.0, (2, 1, 3, 3))
-    with pytest.raises(UsageError, match=r"a\.npz have shape \[9\] and are no images; leave --image out"):
-        questions._as_images(x.view(2, 9), y, "a.npz")
 
 
 def test_query_image_refuses_what_it_cannot_draw(tmp_path):

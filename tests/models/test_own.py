@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 from upweight import UsageError
 from upweight.models.errors import CheckpointError, DataError
-from upweight.models.own import load_examples, load_own_model
+from upweight.models.own import as_images, load_examples, load_own_model
 
 FACTORY = """
 from torch import nn
@@ -142,3 +142,14 @@ def test_named_data_are_read_from_their_folder(tmp_path):
         load_examples("kmnist", (1, 28, 28), "train")
     with pytest.raises(DataError, match=str(tmp_path)):
         load_examples("kmnist", (1, 28, 28), "train", str(tmp_path))
+
+
+def test_inputs_as_pictures():
+    x, y = torch.linspace(-2, 2, 2 * 9).view(2, 3, 3), torch.tensor([0, 1])
+    images = as_images(x, y, "a.npz").raw_images([0, 1])
+    assert (float(images.min()), float(images.max()), images.shape) == (0.0, 1.0, (2, 1, 3, 3))
+    within = torch.rand(2, 3, 4, 4)
+    assert torch.equal(as_images(within, y, "a.npz").raw_images([1]), within[1:])
+    for shape in ((2, 9), (2, 5, 3, 3)):
+        with pytest.raises(UsageError, match=r"a\.npz have shape \[.*\] and are no images; leave --image out"):
+            as_images(torch.zeros(shape), y, "a.npz")

@@ -53,7 +53,7 @@ def test_learns_and_says_how(tmp_path, shapes):
     told = []
     out = tmp_path / "made" / "source.safetensors"
     record = pretrain(quick(shapes, epochs=4, learning_rate=0.05), out, lambda *what: told.append(what))
-    assert told[:4] == [("pretrain", epoch, 4) for epoch in range(1, 5)]
+    assert told[:5] == [("pretrain", epoch, 4) for epoch in range(5)]
     assert told[-1] == ("PGD evaluation", 20, 20)
     assert record == json.loads(out.with_suffix(".json").read_text())
     assert sorted(p.name for p in out.parent.iterdir()) == ["source.json", "source.safetensors"]
