@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .reports.runs import RunView
 
 STORE_FILE = "influence.h5"
+SMALL_NETWORK = 1_000_000  # parameters up to which torch works on one thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -481,7 +483,7 @@ def attribute_run(
         return finished
     decay = float(run.info["weight_decay"])
     sides = _Sides(run.train, run.test, run.train.index.tolist(), run.test.index.tolist())
-    with evaluating(run.model.model), reporting(progress) as report:
+    with _few_threads(run.model), evaluating(run.model.model), reporting(progress) as report:
         prepared = _prepared(run.model.model, sides, settings, decay, report)
         plan = [(prepared, variant) for variant in _variants(prepared, settings, decay)]
         if "block" in settings.also:
@@ -673,7 +675,8 @@ def compare(
             shape = network.spec.input_shape
             if shape not in targets:
                 targets[shape] = load_data(data, shape)
-            run = _fine_tune(network, targets[shape], one, folder, said, overwrite=overwrite)
+            with _few_threads(network):
+                run = _fine_tune(network, targets[shape], one, folder, said, overwrite=overwrite)
             damped, block = ("damped",) * bool(one.weight_decay), ("block",) * bool(one.k)
             how = AttributeSettings(train_scores=True, also=(*damped, "predicted", *block), device=one.device)
             attribute_run(run, how, overwrite=overwrite, progress=said)
@@ -699,6 +702,13 @@ def _plan(
         for k in settings.k
         for i in range(settings.seeds)
     ]
+
+
+def _few_threads(network: LoadedModel) -> AbstractContextManager[None]:
+    """One torch thread for a small network: two get in each other's way as soon as the machine has other work."""
+    from .models.device import threads
+
+    return threads(1 if sum(value.numel() for value in network.model.parameters()) <= SMALL_NETWORK else None)
 
 
 def _prefixed(report: Progress | None, name: str) -> Progress | None:
@@ -834,7 +844,8 @@ def _view(folder: Path) -> RunView:
     run = load_run(folder)
     store = folder / STORE_FILE
     rows = one_per_class(run.test.labels.numpy())
-    gradients = input_gradient(run.model.model, run.test.images(rows.tolist()), run.test.labels[rows])
+    with _few_threads(run.model):
+        gradients = input_gradient(run.model.model, run.test.images(rows.tolist()), run.test.labels[rows])
     return RunView(
         name=folder.name,
         source=run.info["source"]["name"],
