@@ -60,7 +60,7 @@ class Tiles:
         Args:
             X: Right-hand sides in columns, contiguous, of the type of the tiles.
         """
-        parts = X.split(self.sizes)
+        parts = torch.split(X, self.sizes)
         count = len(parts)
         with threads_for(2 * parts[0].numel() * max(self.sizes)):
             for i in range(count):
