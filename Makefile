@@ -1,6 +1,7 @@
 # make report   the main job on the embedded default: two sources, twelve runs, one page
 # make test     the tests                make lint     ruff and mypy
-# make bench    times and errors beside captum, pyDVL, dattri, kronfluence and TRAK (make bench SIZES=full: an hour or two, 16 GiB)
+# make bench    times and errors beside captum, pyDVL, dattri, kronfluence and TRAK; SIZES=full: an hour or two, 16 GiB;
+#               ARGS="--missing --threads 1": go on where it stopped, on a busy machine
 # Each makes .venv first when it is not there, with the tested versions of constraints.txt.
 
 PYTHON ?= python3
@@ -35,7 +36,7 @@ lint: .venv/installed-dev
 	touch $@
 
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks.run --sizes $(SIZES)
+	.venv-bench/bin/python -m benchmarks.run --sizes $(SIZES) $(ARGS)
 
 # the other tools see the packages of .venv, so that torch is installed once; their pins exclude each other, hence --no-deps
 .venv-bench/installed: benchmarks/requirements.txt benchmarks/needs.txt .venv/installed
