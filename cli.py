@@ -419,7 +419,7 @@ COMMANDS: dict[str, Command] = {
         replay=lambda asked: asked.path("out") / "report.toml",
     ),
     "info": Command(
-        help="print what a run folder, a store or a checkpoint holds",
+        help="print what a run folder, a report, a store or a checkpoint holds",
         run=_info,
         options=(
             Option(
@@ -427,7 +427,7 @@ COMMANDS: dict[str, Command] = {
                 positional=True,
                 required=True,
                 metavar="PATH",
-                help="run folder, store or checkpoint",
+                help="run folder, folder of a comparison or report, store or checkpoint",
             ),
         ),
     ),

@@ -5,12 +5,14 @@ As in `pipeline`, heavy modules are imported inside the functions that need them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UsageError
+from .models.errors import DataError
 from .pipeline import STORE_FILE, open_scores, store_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .models.images import ImageSet
 
 REPLAY_FILE = "attribute.toml"
+REPORT_FILE = "stats.json"
 MAIN = "main"
 """What the unnamed variant of a store is called here."""
 
@@ -263,10 +266,10 @@ def saliency(
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What a run folder, a comparison's folder, a store or a checkpoint holds.
+    """What a run folder, a comparison's folder, a report, a store or a checkpoint holds.
 
     Args:
-        path: A folder, an .h5 file or a checkpoint.
+        path: A folder, an .h5 file, a stats.json or a checkpoint.
 
     Returns:
         Plain values.
@@ -283,15 +286,29 @@ def info(path: Path) -> dict[str, Any]:
         held: dict[str, Any] = {"folder": str(path)}
         if (path / "runs").is_dir():
             return {**held, "runs": sorted(str(run) for run in (path / "runs").iterdir() if run.is_dir())}
+        if (path / REPORT_FILE).exists():
+            return {**held, "report": _report_facts(path / REPORT_FILE)}
         if (path / RUN_FILE).exists() or not (path / STORE_FILE).exists():
             record = read_run(path)
             held["run"] = {key: value for key, value in record.items() if key not in ("decisive", "history")}
         store = next((file for file in (path / STORE_FILE, path / f"{STORE_FILE}.partial") if file.exists()), None)
         return {**held, "store": _described(store)} if store is not None else held
+    if path.name == REPORT_FILE:
+        return {"report": _report_facts(path)}
     if path.suffix in (".h5", ".partial", ".hdf5"):
         return _described(path)
     loaded = load_model(path)
     return {"checkpoint": loaded.record(), "spec": loaded.spec.to_dict()}
+
+
+def _report_facts(file: Path) -> dict[str, Any]:
+    """What a report shows; its tables by title alone."""
+    try:
+        stats = json.loads(file.read_text(encoding="utf-8"))
+        held = {name: stats[name] for name in ("schema", "version", "upweight", "sources", "inputs", "settings")}
+        return {**held, "tables": {table["file"]: table["title"] for table in stats["tables"].values()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is damaged, or no stats.json of a report; make the report again.") from error
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import tiny
 import upweight
 from upweight import UsageError, questions
 from upweight.influence.input_gradient import input_gradient
-from upweight.models.errors import CheckpointError
+from upweight.models.errors import CheckpointError, DataError
 from upweight.models.runs import load_run
 
 PNG = b"\x89PNG\r\n"
@@ -234,6 +234,17 @@ def test_info_of_everything_that_is_written():
     assert questions.info(tiny.run() / "influence.h5")["examples"]["train"]["count"] == tiny.N
     assert "run" not in questions.info(tiny.own_run())
     json.dumps(held, allow_nan=False)
+
+
+def test_info_of_a_report(tmp_path):
+    folder = tiny.comparison() / "report"
+    held = questions.info(folder)["report"]
+    assert held == questions.info(folder / "stats.json")["report"]
+    assert set(held["inputs"]) == set(tiny.NAMES)
+    assert held["tables"]["accuracy.csv"].startswith("Accuracy")
+    (tmp_path / "stats.json").write_text("[]")
+    with pytest.raises(DataError, match=r"stats\.json is damaged, or no stats\.json of a report"):
+        questions.info(tmp_path)
 
 
 def test_info_of_nothing(tmp_path):
