@@ -27,7 +27,12 @@ def partial_path(path: Path) -> Path:
 
     Returns:
         The final name with ".partial" added.
+
+    Raises:
+        StoreError: The path has no last part that could name a file.
     """
+    if not path.name:
+        raise StoreError(f"{path} is a folder; give the path of a file, such as influence.h5.")
     return path.with_name(path.name + PARTIAL)
 
 

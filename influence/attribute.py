@@ -208,10 +208,12 @@ def prepare(
         Both sides, examined.
 
     Raises:
-        UsageError: The batch size is below 1.
+        UsageError: The batch size is below 1, or the weight decay is negative or not finite.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
+    if weight_decay is not None and not 0 <= weight_decay < float("inf"):  # catches NaN too
+        raise UsageError(f"weight_decay must be a finite number >= 0, got {weight_decay}.")
     problem = make_problem(
         model, parameters, head=head, loss=loss, dtype=dtype, device=device, weight_decay=weight_decay
     )

@@ -139,6 +139,11 @@ class TestOpen:
 
 
 class TestFinishedVariants:
+    @pytest.mark.parametrize("path", [".", "/"])
+    def test_a_path_that_names_no_file(self, path: str):
+        with pytest.raises(StoreError, match="is a folder; give the path of a file"):
+            open_scores(path)
+
     def test_nothing_there(self, tmp_path: Path):
         assert finished_variants(tmp_path / "influence.h5", {}) is None
 

@@ -198,6 +198,8 @@ class TestOptions:
             pytest.param({"query_label": "guessed"}, "query_label", marks=pytest.mark.untyped),
             ({"batch_size": 0}, "batch_size"),
             ({"batch_size": -5}, "batch_size"),
+            ({"weight_decay": -1e-3}, "weight_decay"),
+            ({"weight_decay": np.nan}, "weight_decay"),
             ({"device": "tpu"}, "tpu"),
             ({"dtype": torch.float16}, "dtype"),
             ({"dtype": torch.int64}, "dtype"),
