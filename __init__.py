@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .influence.scores import Scores
     from .influence.tables import Table
     from .models.errors import CheckpointError, DataError
-    from .pipeline import attribute, open_scores
+    from .pipeline import attribute
+    from .scoring import open_scores
 
 __version__ = "0.1.0"
 
@@ -37,7 +38,7 @@ class UsageError(UpweightError, ValueError):
 
 _HOME = {
     "attribute": ".pipeline",
-    "open_scores": ".pipeline",
+    "open_scores": ".scoring",
     "LinearHead": ".influence.head",
     "Hessian": ".influence.hessian",
     "GaussNewton": ".influence.gauss_newton",

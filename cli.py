@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import UpweightError, UsageError, __version__, pipeline, questions
+from . import UpweightError, UsageError, __version__, comparison, pipeline, questions
 from .cache.errors import StoreError
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
@@ -177,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(asked: Asked) -> Answer:
-    report = pipeline.compare(
-        asked.settings[pipeline.CompareSettings],
+    report = comparison.compare(
+        asked.settings[comparison.CompareSettings],
         asked.settings[DataSettings],
         asked.settings[FineTuneSettings],
         asked.settings[ReportSettings],
@@ -268,7 +268,7 @@ def _saliency(asked: Asked) -> Answer:
 
 
 def _report(asked: Asked) -> Answer:
-    report = pipeline.make_report(
+    report = comparison.make_report(
         [Path(run).expanduser() for run in asked["runs"]],
         asked.path("out"),
         asked.settings[ReportSettings],
@@ -308,7 +308,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         help="fine-tune natural and robust sources, attribute their predictions, and compare them in one report",
         run=_compare,
-        settings=(pipeline.CompareSettings, DataSettings, FineTuneSettings, ReportSettings),
+        settings=(comparison.CompareSettings, DataSettings, FineTuneSettings, ReportSettings),
         hidden=frozenset({"seed"}),
         options=(OVERWRITE,),
         replay=lambda asked: asked.path("out") / "compare.toml",

@@ -1,6 +1,6 @@
 """What can be asked of a finished run: neighbours of a query, rates, saliency, what a file holds.
 
-As in `pipeline`, heavy modules are imported inside the functions that need them.
+As in `scoring`, heavy modules are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import UsageError
 from .models.errors import DataError
-from .pipeline import STORE_FILE, open_scores, store_of
+from .scoring import STORE_FILE, open_scores, store_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ import tiny
 import torch
 import upweight
 from tiny import done, refused, strict_json, typed
-from upweight import cli, pipeline
+from upweight import cli, comparison
 from upweight.cli import COMMANDS, main
 
 # ---- help --------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_errors_are_one_sentence_and_a_code(error, code, sentence, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(pipeline, "compare", fail)
+    monkeypatch.setattr(comparison, "compare", fail)
     assert re.search(sentence, refused(code, "compare"))
     with pytest.raises(type(error)):
         main(["compare", "--debug"])
@@ -138,7 +138,7 @@ def test_notes_of_an_error_are_told(monkeypatch):
         error.add_note("while reading scores")
         raise error
 
-    monkeypatch.setattr(pipeline, "compare", fail)
+    monkeypatch.setattr(comparison, "compare", fail)
     assert refused(4, "compare") == "upweight compare: it is damaged. while reading scores\n"
 
 

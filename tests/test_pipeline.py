@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 import upweight
-from upweight import StoreError, StoreMismatch, UsageError, pipeline
+from upweight import StoreError, StoreMismatch, UsageError, comparison, pipeline
 from upweight.influence.settings import AttributeSettings
 from upweight.models import training
 from upweight.models.errors import RunMismatch
@@ -19,12 +19,12 @@ from upweight.reports.settings import ReportSettings
 
 PAGE = ReportSettings(ranks=5, neighbours=1, pixels=10, dpi=30)
 RECIPE = FineTuneSettings(n=tiny.N, epochs=2, device="cpu")
-WHAT = pipeline.CompareSettings(k=(0, 1), seeds=1)
+WHAT = comparison.CompareSettings(k=(0, 1), seeds=1)
 
 
 def compare(out, *, settings=WHAT, recipe=RECIPE, page=PAGE, **options):
     data = DataSettings(data=str(tiny.data()))
-    return pipeline.compare(replace(settings, out=str(out)), data, recipe, page, **options)
+    return comparison.compare(replace(settings, out=str(out)), data, recipe, page, **options)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_block_scores_stand_beside_those_of_the_head():
 
 def test_second_call_does_nothing_again(copy, monkeypatch):
     before = tiny.state(copy)
-    for module, name in ((training, "run_epoch"), (pipeline, "_view"), (pipeline, "_score")):
+    for module, name in ((training, "run_epoch"), (comparison, "_view"), (pipeline, "score")):
         monkeypatch.setattr(module, name, never)
     told = []
     report = compare(copy, progress=lambda *what: told.append(what))
@@ -130,7 +130,7 @@ def test_lost_scores_are_made_again_and_nothing_else(copy, monkeypatch):
     before = tiny.state(copy)
     lost.unlink()
     monkeypatch.setattr(training, "run_epoch", never)
-    monkeypatch.setattr(pipeline, "_view", never)  # the report shows the same numbers: it stays
+    monkeypatch.setattr(comparison, "_view", never)  # the report shows the same numbers: it stays
     compare(copy)
     after = tiny.state(copy)
     assert {name for name in after if after[name] != before[name]} == {str(lost.relative_to(copy))}
@@ -138,19 +138,19 @@ def test_lost_scores_are_made_again_and_nothing_else(copy, monkeypatch):
 
 
 def test_report_is_kept_and_a_lost_page_made_again(tmp_path, monkeypatch):
-    report = pipeline.make_report([tiny.run()], tmp_path, PAGE)
+    report = comparison.make_report([tiny.run()], tmp_path, PAGE)
     page, before = report.page.read_bytes(), tiny.state(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "_view", never)
-        assert pipeline.make_report([tiny.run()], tmp_path, PAGE).stats == report.stats
+        patched.setattr(comparison, "_view", never)
+        assert comparison.make_report([tiny.run()], tmp_path, PAGE).stats == report.stats
     assert tiny.state(tmp_path) == before
     report.page.unlink()
-    pipeline.make_report([tiny.run()], tmp_path, PAGE)
+    comparison.make_report([tiny.run()], tmp_path, PAGE)
     assert report.page.read_bytes() == page
 
 
 def test_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "make_report", lambda folders, *_, **__: folders)
+    monkeypatch.setattr(comparison, "make_report", lambda folders, *_, **__: folders)
     one = replace(WHAT, k=(0,))
     epochs = Counted(training.run_epoch, stop_at=3)  # two epochs of the first source, one of the second
     monkeypatch.setattr(training, "run_epoch", epochs)
@@ -172,7 +172,7 @@ def test_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch):
 @pytest.fixture
 def untouchable(monkeypatch):
     """No dear step may begin."""
-    monkeypatch.setattr(pipeline, "_fine_tune", never)
+    monkeypatch.setattr(comparison, "fine_tune_network", never)
 
 
 @pytest.mark.usefixtures("untouchable")

@@ -1,0 +1,312 @@
+"""From a model and settings to scores in memory or in a store: what every stage that scores shares.
+
+Heavy modules are imported inside the functions that need them, so that the command line can show its options at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import UsageError
+from .cache.errors import StoreError
+from .influence.settings import AttributeSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .cache.store import Store
+    from .influence.attribute import Fitted, Prepared, Variant
+    from .influence.curvature import Curvature
+    from .influence.examples import Progress, Source
+    from .influence.scores import Scores
+    from .models.checkpoints import LoadedModel
+
+STORE_FILE = "influence.h5"
+SMALL_NETWORK = 1_000_000  # parameters up to which torch works on one thread
+
+
+def open_scores(path: str | Path, variant: str = "") -> Scores:
+    """Read scores back.
+
+    Args:
+        path: A store that `attribute(..., out=path)` or `scores.save(path)` wrote.
+        variant: Name of the variant, where the store holds several.
+
+    Returns:
+        Scores whose matrix is read from disk as it is used.
+
+    Raises:
+        StoreError: There is no complete store at `path`, or none of that variant.
+    """
+    from .cache.store import open_scores
+
+    return open_scores(path, variant)
+
+
+def resolve(model: nn.Module, parameters: str | Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """Names of the analysed parameters, and of the head where the model has one."""
+    from .models.transfer import head_name, resolve_parameters
+
+    names = resolve_parameters(model, parameters)
+    try:
+        return names, head_name(model)
+    except UsageError:
+        return names, None  # without a linear layer there is no head; other parameters can still be analysed
+
+
+def default_curvature(prepared: Prepared) -> Curvature[Any]:
+    """What a network is scored with when nobody says.
+
+    Args:
+        prepared: Both sides.
+
+    Returns:
+        The closed form for the head alone, the exact Gauss-Newton matrix otherwise, the Hessian of a loss that is not ours.
+    """
+    from .influence.gauss_newton import GaussNewton
+    from .influence.head import LinearHead
+    from .influence.hessian import Hessian
+
+    if prepared.problem.loss is not None:
+        return Hessian()  # the other two factor the Hessian of cross-entropy
+    return LinearHead() if prepared.problem.linear else GaussNewton()
+
+
+class Sides(NamedTuple):
+    """Train set and queries with their ids; None: positions."""
+
+    train: Source
+    queries: Source | None
+    train_index: list[int] | None = None
+    query_index: list[int] | None = None
+
+
+def prepared_sides(
+    network: nn.Module, sides: Sides, settings: AttributeSettings, weight_decay: float | None, report: Progress | None
+) -> Prepared:
+    """Both sides examined as the settings say."""
+    from .influence.attribute import prepare
+    from .models.device import resolve_device
+
+    names, head = resolve(network, _words(settings.parameters))
+    return prepare(
+        network,
+        sides.train,
+        sides.queries,
+        parameters=names,
+        head=head,
+        loss=None,
+        dtype=_dtype(settings.dtype),
+        device=resolve_device(settings.device),
+        batch_size=settings.batch_size,
+        weight_decay=weight_decay,
+        train_index=sides.train_index,
+        query_index=sides.query_index,
+        progress=report,
+    )
+
+
+def score(
+    plan: Sequence[tuple[Prepared, Variant]],
+    out: str | Path | None,
+    report: Progress | None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Scores]:
+    """Fit and score every variant, into memory or into one store."""
+    from .influence.attribute import fit, tile_shape, write_scores
+
+    grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
+    if out is None:
+        return {variant.name: _in_memory(fit(prepared, variant, report), grid, report) for prepared, variant in plan}
+    config = _config(plan) if config is None else config
+    finished = standing_scores(Path(out), config, overwrite=overwrite)
+    if finished is not None:
+        return finished
+    fitted = [fit(prepared, variant, report) for prepared, variant in plan]
+    with _store(fitted, Path(out), config, grid, overwrite=overwrite) as store:
+        for one in fitted:
+            write_scores(one, store.sink(one.variant.name), grid, report)
+        store.finish()
+    return {one.variant.name: open_scores(out, one.variant.name) for one in fitted}
+
+
+def _in_memory(one: Fitted, grid: tuple[int, int], report: Progress | None) -> Scores:
+    from .influence.attribute import ArraySink, examples, write_scores
+    from .influence.scores import Scores
+
+    queries, train = examples(one.prepared)
+    sink = ArraySink(one.shapes, str(one.prepared.problem.dtype).removeprefix("torch."))
+    write_scores(one, sink, grid, report)
+    meta, on_train = one.meta(), None
+    if "train" in sink.matrices:
+        on_train = Scores(sink.matrices["train"], train, train, spectrum=one.spectrum, meta=meta, on_itself=True)
+    if queries is None:
+        assert on_train is not None  # without queries the train set is always scored on itself
+        return on_train
+    return Scores(sink.matrices["queries"], queries, train, spectrum=one.spectrum, meta=meta, on_train=on_train)
+
+
+def _store(
+    fitted: Sequence[Fitted], out: Path, config: Mapping[str, Any], grid: tuple[int, int], *, overwrite: bool
+) -> Store:
+    """The store that these variants go into: new, or the one that was begun."""
+    from .cache.store import Store, VariantLayout
+    from .influence.attribute import examples
+
+    queries, train = examples(fitted[0].prepared)
+    variants = [
+        VariantLayout(
+            name=one.variant.name, attributes=one.meta(), spectrum=one.spectrum, train_scores="train" in one.shapes
+        )
+        for one in fitted
+    ]
+    return Store.create_or_resume(
+        out,
+        queries=queries,
+        train=train,
+        variants=variants,
+        attributes={"hashes": {name: config[name] for name in config if name.endswith("sha256")}},
+        config=config,
+        dtype=str(fitted[0].prepared.problem.dtype).removeprefix("torch."),
+        rows_per_tile=grid[0],
+        columns_per_tile=grid[1],
+        overwrite=overwrite,
+    )
+
+
+def _config(plan: Sequence[tuple[Prepared, Variant]]) -> dict[str, Any]:
+    """What tells two stores of a network in memory apart: settings, weights and examples."""
+    from .cache.provenance import array_hash
+
+    prepared = plan[0][0]
+    problem = prepared.problem
+    weights = sorted({**problem.fixed, **problem.theta}.items())
+    return {
+        "weights": {name: array_hash(value.cpu().reshape(-1).numpy()) for name, value in weights},
+        "train": prepared.train.fingerprint,
+        "queries": None if prepared.queries is None else prepared.queries.fingerprint,
+        "dtype": str(problem.dtype),
+        "weight_decay": prepared.facts["weight_decay"],
+        "variants": [
+            {
+                "name": variant.name,
+                "parameters": list(its.problem.theta),
+                "curvature": variant.curvature.settings(),
+                "query_label": variant.query_label,
+                "train_scores": variant.train_scores,
+            }
+            for its, variant in plan
+        ],
+    }
+
+
+def standing_scores(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> dict[str, Scores] | None:
+    """The scores of a finished store; None when there is none yet. One of other settings is refused before any dear step."""
+    from .cache.store import finished_variants
+
+    names = finished_variants(out, config, overwrite=overwrite)
+    return None if names is None else {name: open_scores(out, name) for name in names}
+
+
+def _words(parameters: str) -> str | list[str]:
+    return parameters if "," not in parameters else [name.strip() for name in parameters.split(",")]
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    return None if name is None else {"float32": torch.float32, "float64": torch.float64}[name]
+
+
+def make_variants(prepared: Prepared, settings: AttributeSettings, weight_decay: float | None) -> list[Variant]:
+    """The main scores that the settings ask for, and those that go beside them."""
+    from .influence.attribute import Variant
+
+    main = Variant(
+        curvature=make_curvature(prepared, settings),
+        query_label=settings.query_label,  # type: ignore[arg-type]  # checked by the settings
+        train_scores=settings.train_scores,
+    )
+    variants = [main]
+    if "damped" in settings.also:
+        if not weight_decay:
+            raise UsageError(
+                "The damped scores take the run's weight decay as damping, and it has none; leave `damped` out."
+            )
+        damped = make_curvature(prepared, replace(settings, damping=weight_decay))
+        variants.append(replace(main, curvature=damped, name="damped"))
+    if "predicted" in settings.also:
+        variants.append(replace(main, query_label="predicted", train_scores=False, name="predicted"))
+    return variants
+
+
+def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature[Any]:
+    """The curvature that the settings name.
+
+    Args:
+        prepared: Both sides.
+        settings: Parameters, curvature, label.
+
+    Returns:
+        The curvature; "auto" is resolved.
+    """
+    from .influence.gauss_newton import GaussNewton
+    from .influence.gradient_dot import GradientDot
+    from .influence.head import LinearHead
+    from .influence.hessian import Hessian
+
+    name = settings.curvature
+    damping = settings.damping or 0.0
+    if name == "auto":
+        name = "linear-head" if prepared.problem.linear else "gauss-newton"
+    if name == "linear-head":
+        return LinearHead(damping=damping, rcond=settings.rcond)
+    if name == "gauss-newton":
+        return GaussNewton(
+            rows=settings.rows,  # type: ignore[arg-type]  # checked by the settings
+            damping="auto" if settings.damping is None else settings.damping,
+            rcond=settings.rcond,
+            leave_one_out=settings.leave_one_out,
+        )
+    if name == "hessian":
+        return Hessian(
+            damping=damping,
+            rcond=settings.rcond,
+            absolute=settings.absolute,
+            negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion
+        )
+    return GradientDot(cosine=name == "gradient-cosine")
+
+
+def store_of(run: Path) -> Path:
+    """Where the scores of a run lie.
+
+    Args:
+        run: Run folder, or the store itself.
+
+    Returns:
+        The store, complete or not.
+
+    Raises:
+        StoreError: The folder holds none.
+    """
+    from .cache.files import partial_path
+
+    store = run / STORE_FILE
+    if run.is_dir() and not store.exists() and not partial_path(store).exists():
+        raise StoreError(f"{run} holds no scores yet; make them by `upweight attribute {run}`.")
+    return store if run.is_dir() else run
+
+
+def few_threads(network: LoadedModel) -> AbstractContextManager[None]:
+    """One torch thread for a small network: two get in each other's way as soon as the machine has other work."""
+    from .models.device import threads
+
+    return threads(1 if sum(value.numel() for value in network.model.parameters()) <= SMALL_NETWORK else None)
