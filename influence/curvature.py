@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .side import Side
 from .spectrum import Spectrum
+from .work import ANY, Work
 
 State = TypeVar("State")
 
@@ -29,11 +30,14 @@ class Curvature(Protocol[State]):
             Name and options.
         """
 
-    def fit(self, train: Side) -> State:
+    def fit(self, train: Side, *, like: State | None = None, work: Work = ANY) -> State:
         """The dear step: form and factor the mean curvature over the train set.
 
         Args:
             train: The train set, examined.
+            like: What the same curvature gave for the same train set at another damping: all that does not depend on it is
+                taken over.
+            work: Memory, keeper of tiles, whom to tell.
 
         Returns:
             Whatever `solve` and `scores` need.

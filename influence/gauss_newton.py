@@ -22,6 +22,7 @@ from .gram import RowSet, block_size, catch_rows, cross_gram, full_rows, gram, m
 from .side import Side
 from .solve import Eigen, Inversion, eigendecompose
 from .spectrum import Spectrum
+from .work import ANY, Work
 
 AUTO_SHARE = 300  # damping="auto" is the largest eigenvalue over this, or the weight decay when that is larger
 SPECTRUM_LIMIT = 2_500  # up to this size a damped fit computes all eigenvalues too, for the report
@@ -104,11 +105,14 @@ class GaussNewton:
         """
         return {"name": "GaussNewton", **asdict(self)}
 
-    def fit(self, train: Side) -> NewtonState:
+    def fit(self, train: Side, *, like: NewtonState | None = None, work: Work = ANY) -> NewtonState:
         """Form the Gram or Gauss-Newton matrix and factor it.
 
         Args:
             train: The train set, examined.
+            like: What the same curvature gave for the same train set at another damping: all that does not depend on it is
+                taken over.
+            work: Memory, keeper of tiles, whom to tell.
 
         Returns:
             Everything that scoring needs.

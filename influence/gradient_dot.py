@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .gradients import TrainGradients
 from .side import Side
+from .work import ANY, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +38,19 @@ class GradientDot:
         """
         return {"name": "GradientDot", **asdict(self)}
 
-    def fit(self, train: Side) -> TrainGradients:
+    def fit(self, train: Side, *, like: TrainGradients | None = None, work: Work = ANY) -> TrainGradients:
         """Form the train gradients where they fit in memory.
 
         Args:
             train: The train set, examined.
+            like: What the same curvature gave for the same train set at another damping: all that does not depend on it is
+                taken over.
+            work: Memory, keeper of tiles, whom to tell.
 
         Returns:
             The gradients.
         """
-        return TrainGradients.of(train)
+        return TrainGradients.of(train) if like is None else like
 
     def solve(self, state: TrainGradients, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
         """The query gradients themselves.

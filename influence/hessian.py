@@ -18,6 +18,7 @@ from .gradients import TrainGradients
 from .side import Side
 from .solve import EVD_LIMIT, Eigen, Inversion, Negative, eigendecompose
 from .spectrum import Spectrum
+from .work import ANY, Work
 
 TANGENT_BYTES = 256 * 2**20  # of tangent vectors in flight: p of them would be as large as the Hessian
 
@@ -68,11 +69,14 @@ class Hessian:
         del options["batch_size"]
         return {"name": "Hessian", **options}
 
-    def fit(self, train: Side) -> HessianState:
+    def fit(self, train: Side, *, like: HessianState | None = None, work: Work = ANY) -> HessianState:
         """Assemble the mean Hessian and decompose it.
 
         Args:
             train: The train set, examined.
+            like: What the same curvature gave for the same train set at another damping: all that does not depend on it is
+                taken over.
+            work: Memory, keeper of tiles, whom to tell.
 
         Returns:
             Its eigendecomposition and the train gradients.
@@ -80,6 +84,8 @@ class Hessian:
         Raises:
             SolveError: p is too large for a dense Hessian.
         """
+        if like is not None:
+            return replace(like, rule=self._rule())
         p = train.problem.p
         if p > EVD_LIMIT:
             raise SolveError(
