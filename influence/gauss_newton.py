@@ -6,7 +6,7 @@ X = (K + lam I)^-1 M: score[t, i] = sqrt(n) w_i^T X_[i, t]. Where p <= N the mat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
+from .damping import Damping, checked, each, single
 from .errors import SolveError
 from .factors import KINDS, Factor, Rows, make_factor
 from .gram import RowSet, block_size, catch_rows, cross_gram, full_rows, gram, make_plan, smaller_form, written_rows
@@ -68,8 +69,9 @@ class GaussNewton:
     """Factor of the curvature: "logits" (exact), "margin", "trak", "label" or "sampled"."""
     form: Literal["auto", "primal", "dual"] = "auto"
     """Which matrix is inverted: A^T A [p, p] or A A^T [N, N]; "auto" takes the smaller."""
-    damping: float | Literal["auto"] = "auto"
-    """Added to every eigenvalue; "auto": the weight decay, or a 300th of the largest eigenvalue when that is more."""
+    damping: Damping | Sequence[Damping] = "auto"
+    """Added to every eigenvalue; "auto": the weight decay, or a 300th of the largest eigenvalue when that is more. Of a list
+    `attribute` gives the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
     leave_one_out: bool = False
@@ -84,15 +86,15 @@ class GaussNewton:
             raise UsageError(f"rows must be one of {', '.join(KINDS)}, got {self.rows!r}.")
         if self.form not in ("auto", "primal", "dual"):
             raise UsageError(f"form must be 'auto', 'primal' or 'dual', got {self.form!r}.")
-        if isinstance(self.damping, str) and self.damping != "auto":
-            raise UsageError(f"damping must be a number or 'auto', got {self.damping!r}.")
+        object.__setattr__(self, "damping", checked(self.damping, auto=True))
         if self.samples < 1:
             raise UsageError(f"samples must be at least 1, got {self.samples}.")
         if self.leave_one_out and self.rows == "sampled":
             raise UsageError("The leave-one-out correction needs rows that span the gradient; sampled rows do not.")
-        if self.damping != "auto":
-            Inversion(damping=self.damping, rcond=self.rcond)
-            if self.leave_one_out and self.damping == 0:
+        for damping in each(self.damping):
+            if not isinstance(damping, str):
+                Inversion(damping=damping, rcond=self.rcond)
+            if self.leave_one_out and damping == 0:
                 raise UsageError(
                     "The leave-one-out correction needs damping > 0, the L2 penalty of the objective; got 0."
                 )
@@ -133,7 +135,8 @@ class GaussNewton:
 
     def _factor(self, rows: RowSet, factor: Factor, form: Literal["primal", "dual"], matrix: Tensor) -> NewtonState:
         size = len(matrix)
-        whole = self.damping == 0 or self.rcond is not None
+        given = single(self.damping)
+        whole = given == 0 or self.rcond is not None
         eigen = None
         if whole or size <= SPECTRUM_LIMIT:
             eps = torch.finfo(torch.float64 if rows.side.problem.linear else rows.side.problem.dtype).eps
@@ -142,7 +145,7 @@ class GaussNewton:
             eigen = eigendecompose(matrix, eps, vectors=whole)
         lambda_max = float(eigen.lam[0]) if eigen is not None else largest_eigenvalue(matrix)
         auto = max(rows.side.problem.weight_decay or 0.0, lambda_max / AUTO_SHARE)
-        damping = auto if self.damping == "auto" else float(self.damping)
+        damping = auto if given == "auto" else float(given)
         rule = Inversion(damping=damping, rcond=self.rcond)
         cholesky = None if whole else _cholesky(matrix, damping)
         lambda_min = float("nan")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import product, threads_for
+from .damping import checked, each, single
 from .head_features import row_space
 from .head_hessian import softmax_hessian
 from .head_inverse import Inverse, invert
@@ -51,13 +52,16 @@ class LinearHead:
 
     unit: ClassVar[str] = "nats per unit weight"
 
-    damping: float = 0.0
-    """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with."""
+    damping: float | Sequence[float] = 0.0
+    """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with. Of a list
+    `attribute` gives the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
 
     def __post_init__(self) -> None:
-        Inversion(damping=self.damping, rcond=self.rcond)
+        object.__setattr__(self, "damping", checked(self.damping))
+        for damping in each(self.damping):
+            Inversion(damping=damping, rcond=self.rcond)
 
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart.
@@ -152,7 +156,7 @@ class LinearHead:
         return {name: state if at is same else replace(state, inverse=at) for name, at in same.neighbours().items()}
 
     def _rule(self) -> Inversion:
-        return Inversion(damping=self.damping, rcond=self.rcond)
+        return Inversion(damping=single(self.damping), rcond=self.rcond)
 
 
 def augmented(side: Side, rows: slice) -> Float[Tensor, "b F+1"]:

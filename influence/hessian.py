@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from .. import UsageError
+from .damping import checked, each, single
 from .errors import SolveError
 from .gradients import TrainGradients
 from .side import Side
@@ -43,8 +44,9 @@ class Hessian:
 
     unit: ClassVar[str] = "nats per unit weight"
 
-    damping: float = 0.0
-    """Added to every eigenvalue; must lift the smallest above zero."""
+    damping: float | Sequence[float] = 0.0
+    """Added to every eigenvalue; must lift the smallest above zero. Of a list `attribute` gives the scores of every entry, the
+    first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest absolute eigenvalue; None: size times rounding unit, and none when damped."""
     absolute: float | None = None
@@ -55,7 +57,9 @@ class Hessian:
     """Examples in one assembly step; None: as `attribute` reads them. Any number gives the same H."""
 
     def __post_init__(self) -> None:
-        self._rule()
+        object.__setattr__(self, "damping", checked(self.damping))
+        for damping in each(self.damping):
+            self._rule(damping)
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
 
@@ -84,8 +88,9 @@ class Hessian:
         Raises:
             SolveError: p is too large for a dense Hessian.
         """
+        rule = self._rule(single(self.damping))
         if like is not None:
-            return replace(like, rule=self._rule())
+            return replace(like, rule=rule)
         p = train.problem.p
         if p > EVD_LIMIT:
             raise SolveError(
@@ -94,7 +99,7 @@ class Hessian:
             )
         H = assemble_hessian(train, self.batch_size or train.batch_size)
         eps = torch.finfo(torch.float64 if train.problem.linear else train.problem.dtype).eps
-        return HessianState(eigendecompose(H, eps), self._rule(), TrainGradients.of(train))
+        return HessianState(eigendecompose(H, eps), rule, TrainGradients.of(train))
 
     def solve(self, state: HessianState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
         """H^+ times the query gradients.
@@ -163,8 +168,8 @@ class Hessian:
         sound = {k: r for k, r in rules.items() if r.damping == 0 or r.negative == "drop" or lowest + r.damping > 0}
         return {name: replace(state, rule=rule) for name, rule in sound.items()}
 
-    def _rule(self) -> Inversion:
-        return Inversion(damping=self.damping, rcond=self.rcond, absolute=self.absolute, negative=self.negative)
+    def _rule(self, damping: float) -> Inversion:
+        return Inversion(damping=damping, rcond=self.rcond, absolute=self.absolute, negative=self.negative)
 
 
 def assemble_hessian(train: Side, batch_size: int) -> Float[Tensor, "p p"]:
