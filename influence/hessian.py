@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from .. import UsageError
 from .damping import checked, each, single
 from .errors import SolveError
 from .gradients import TrainGradients
+from .problem import Problem
 from .side import Side
 from .solve import EVD_LIMIT, Eigen, Inversion, Negative, eigendecompose
 from .spectrum import Spectrum
@@ -181,41 +182,71 @@ def assemble_hessian(train: Side, batch_size: int) -> Float[Tensor, "p p"]:
 
     Returns:
         H, accumulated in float64.
+    """
+    p, chunk = train.problem.p, tangents_at_once(train.problem, batch_size)
+    H = torch.zeros(p, p, dtype=torch.float64, device=train.logits.device)
+    for begin in range(0, len(train), batch_size):
+        examples = slice(begin, min(begin + batch_size, len(train)))
+        z, y = train.inputs(examples), train.target[examples]
+        for first in range(0, p, chunk):
+            rows = slice(first, min(first + chunk, p))
+            H[rows] += hessian_rows(train.problem, z, y, rows)
+    return H / len(train)
+
+
+def tangents_at_once(problem: Problem, batch_size: int) -> int:
+    """How many rows of the Hessian are formed in one step.
+
+    Args:
+        problem: The analysed function.
+        batch_size: Examples in the step.
+
+    Returns:
+        At least one.
+    """
+    item = 8 if problem.linear else torch.finfo(problem.dtype).bits // 8
+    return max(1, min(problem.p, TANGENT_BYTES // (item * (problem.p + 64 * batch_size))))
+
+
+def hessian_rows(problem: Problem, z: Tensor, y: Tensor, rows: slice) -> Float[Tensor, "r p"]:
+    """Some rows of the sum of the Hessians of some examples.
+
+    Args:
+        problem: The analysed function.
+        z: Features (linear problem) or inputs of the examples.
+        y: Their labels.
+        rows: Which parameters, by their place in theta.
+
+    Returns:
+        The rows, in the type that the problem computes in.
 
     Raises:
         SolveError: torch.func cannot differentiate a layer of the model twice.
         OutOfMemoryError: The device's memory is full; a smaller batch size helps.
     """
-    problem = train.problem
     start = problem.flatten(problem.start())
-    p = len(start)
-    chunk = max(1, min(p, TANGENT_BYTES // (start.element_size() * (p + 64 * batch_size))))
-    H = torch.zeros(p, p, dtype=torch.float64, device=start.device)
-    for begin in range(0, len(train), batch_size):
-        rows = slice(begin, min(begin + batch_size, len(train)))
-        z, y = train.inputs(rows), train.target[rows]
 
-        def summed(vector: Tensor, z: Tensor = z, y: Tensor = y) -> Tensor:
-            return problem.losses(problem.logits(problem.unflatten(vector), z), y).sum()
+    def summed(vector: Tensor) -> Tensor:
+        return problem.losses(problem.logits(problem.unflatten(vector), z), y).sum()
 
-        def product(tangent: Tensor, summed: Callable[[Tensor], Tensor] = summed) -> Tensor:
-            out: Tensor = jvp(grad(summed), (start,), (tangent,))[1]
-            return out
+    def product(tangent: Tensor) -> Tensor:
+        out: Tensor = jvp(grad(summed), (start,), (tangent,))[1]
+        return out
 
-        for first in range(0, p, chunk):
-            tangents = torch.zeros(min(chunk, p - first), p, dtype=start.dtype, device=start.device)
-            tangents[torch.arange(len(tangents)), first + torch.arange(len(tangents))] = 1
-            try:
-                with warnings.catch_warnings():
-                    # on first use torch imports its forward-mode formulas, which still call its own deprecated jit.script
-                    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-                    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-                    H[first : first + len(tangents)] += vmap(product)(tangents)
-            except torch.OutOfMemoryError:
-                raise  # a RuntimeError too, but not about the model
-            except (RuntimeError, NotImplementedError) as error:
-                raise SolveError(
-                    f"The Hessian of {type(problem.model).__name__} failed inside torch.func: {str(error).splitlines()[0]} "
-                    "Replace the layer it names, or leave its parameters out of `parameters`."
-                ) from error
-    return H / len(train)
+    at = torch.arange(rows.stop - rows.start, device=start.device)
+    tangents = torch.zeros(len(at), len(start), dtype=start.dtype, device=start.device)
+    tangents[at, rows.start + at] = 1
+    try:
+        with warnings.catch_warnings():
+            # on first use torch imports its forward-mode formulas, which still call its own deprecated jit.script
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+            found: Tensor = vmap(product)(tangents)
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too, but not about the model
+    except (RuntimeError, NotImplementedError) as error:
+        raise SolveError(
+            f"The Hessian of {type(problem.model).__name__} failed inside torch.func: {str(error).splitlines()[0]} "
+            "Replace the layer it names, or leave its parameters out of `parameters`."
+        ) from error
+    return found
