@@ -123,7 +123,8 @@ def attribute(
         progress: None, True for a bar on the terminal, or a function of (stage, done, total).
 
     Returns:
-        Scores [m, n] in nats per unit weight; positive: the example helps the query.
+        Scores [m, n] in nats per unit weight; positive: the example helps the query. Where the curvature has a list of dampings
+        they are those of the first; `scores.at_damping` holds all.
 
     Raises:
         UsageError: An option does not fit the model.
@@ -164,7 +165,8 @@ def attribute(
             query_label=query_label,  # type: ignore[arg-type]  # checked by Variant
             train_scores=train_scores,
         )
-        return score([(prepared, variant)], out, report, overwrite=overwrite)[""]
+        plan = [(prepared, one) for one in variant.each_damping()]
+        return score(plan, out, report, overwrite=overwrite)[""]
 
 
 def pretrain(

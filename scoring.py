@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from .influence.settings import AttributeSettings
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from .cache.store import Store
@@ -117,40 +119,86 @@ def score(
     report: Progress | None,
     config: Mapping[str, Any] | None = None,
     *,
+    memory: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Scores]:
-    """Fit and score every variant, into memory or into one store."""
-    from .influence.attribute import fit, tile_shape, write_scores
+    """Fit and score every variant, into memory or into one store.
+
+    Args:
+        plan: What to score, and with what examples; the main scores are named "".
+        out: The store; None: in memory.
+        report: Told of every stage.
+        config: What decides the scores; None: read off the plan.
+        memory: Bytes that a fit may take; None: half of what is free.
+        overwrite: Replace a store of other settings.
+
+    Returns:
+        Scores by variant.
+    """
+    from .influence.attribute import tile_shape, write_scores
 
     grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
     if out is None:
-        return {variant.name: _in_memory(fit(prepared, variant, report), grid, report) for prepared, variant in plan}
+        return _in_memory(_fitted(plan, report, memory), grid, report)
     config = _config(plan) if config is None else config
     finished = standing_scores(Path(out), config, overwrite=overwrite)
     if finished is not None:
         return finished
-    fitted = [fit(prepared, variant, report) for prepared, variant in plan]
+    fitted = _fitted(plan, report, memory)
     with _store(fitted, Path(out), config, grid, overwrite=overwrite) as store:
-        for one in fitted:
-            write_scores(one, store.sink(one.variant.name), grid, report)
+        write_scores(fitted, {name: store.sink(name) for name in store.contents.variants}, grid, report)
         store.finish()
     return {one.variant.name: open_scores(out, one.variant.name) for one in fitted}
 
 
-def _in_memory(one: Fitted, grid: tuple[int, int], report: Progress | None) -> Scores:
-    from .influence.attribute import ArraySink, examples, write_scores
+def _fitted(plan: Sequence[tuple[Prepared, Variant]], report: Progress | None, memory: int | None) -> list[Fitted]:
+    """Every variant fitted, each with what those before it have in common with it."""
+    from .influence.attribute import fit
+    from .influence.work import Work
+
+    fitted: list[Fitted] = []
+    for prepared, variant in plan:
+        told = None if report is None else partial(report, f"gram ({variant.name})" if variant.name else "gram")
+        work = Work(memory=memory, tiles=None, told=told)
+        fitted.append(fit(prepared, variant, report, before=fitted, work=work))
+    return fitted
+
+
+def _in_memory(fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress | None) -> dict[str, Scores]:
+    from .influence.attribute import ArraySink, write_scores
+    from .influence.damping import damping_of
+
+    sinks = {
+        one.variant.name: ArraySink(one.shapes, str(one.prepared.problem.dtype).removeprefix("torch."))
+        for one in fitted
+    }
+    write_scores(fitted, sinks, grid, report)
+    found: dict[str, Scores] = {}
+    for one in sorted(fitted, key=lambda one: not one.variant.name):  # the main scores last: they hold the others
+        further: dict[float | str, Scores] = {
+            damping: scores for name, scores in found.items() if (damping := damping_of(name)) is not None
+        }
+        name = one.variant.name
+        found[name] = _scores(one, sinks[name].matrices, {} if name else further)
+    return {one.variant.name: found[one.variant.name] for one in fitted}
+
+
+def _scores(one: Fitted, matrices: Mapping[str, NDArray[Any]], at_damping: Mapping[float | str, Scores]) -> Scores:
+    from .influence.attribute import examples
     from .influence.scores import Scores
 
     queries, train = examples(one.prepared)
-    sink = ArraySink(one.shapes, str(one.prepared.problem.dtype).removeprefix("torch."))
-    write_scores(one, sink, grid, report)
-    meta, on_train = one.meta(), None
-    if "train" in sink.matrices:
-        on_train = Scores(sink.matrices["train"], train, train, spectrum=one.spectrum, meta=meta, on_itself=True)
+    meta, spectrum = one.meta(), one.spectrum
     if queries is None:
-        assert on_train is not None  # without queries the train set is always scored on itself
-        return on_train
-    return Scores(sink.matrices["queries"], queries, train, spectrum=one.spectrum, meta=meta, on_train=on_train)
+        return Scores(
+            matrices["train"], train, train, spectrum=spectrum, meta=meta, on_itself=True, at_damping=at_damping
+        )
+    on_train = None
+    if "train" in matrices:
+        on_train = Scores(matrices["train"], train, train, spectrum=spectrum, meta=meta, on_itself=True)
+    return Scores(
+        matrices["queries"], queries, train, spectrum=spectrum, meta=meta, on_train=on_train, at_damping=at_damping
+    )
 
 
 def _store(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import h5py
 
 from .. import UsageError
+from ..influence.damping import Damping, damping_of
 from .attributes import read_attributes
 from .contents import read_contents, read_spectrum
 from .errors import ForeignFile, StoreError
@@ -164,7 +165,8 @@ class Store:
             variant: Name of the variant.
 
         Returns:
-            The scores, with those of the train set on itself when the file has them.
+            The scores, with those of the train set on itself when the file has them; the main ones also with those at further
+            dampings.
 
         Raises:
             StoreError: There is no such variant, or tiles are missing.
@@ -176,16 +178,22 @@ class Store:
             self.contents = read_contents(self.file)
             if not self.contents.complete:
                 raise StoreError(incomplete(self.path, self.contents))
-            spectrum, train = _spectrum(group), self._examples("train")
-            meta = {**self.contents.shared, **read_attributes(group["scores"])}
-            on_train = None
-            if "train" in group["scores"]:
-                on_train = Scores(group["scores/train"], train, train, spectrum=spectrum, meta=meta, on_itself=True)
+            train, scores = self._examples("train"), group["scores"]
+            facts = {"spectrum": _spectrum(group), "meta": {**self.contents.shared, **read_attributes(scores)}}
+            further = {} if variant else {damping: self.scores(name) for name, damping in self._dampings().items()}
             if "queries" not in self.contents.counts:
-                assert on_train is not None  # `read_contents` refuses a file that holds neither
-                return on_train
-            matrix = group["scores/queries"]
-            return Scores(matrix, self._examples("queries"), train, spectrum=spectrum, meta=meta, on_train=on_train)
+                return Scores(scores["train"], train, train, on_itself=True, at_damping=further, **facts)
+            on_train = None
+            if "train" in scores:
+                on_train = Scores(scores["train"], train, train, on_itself=True, **facts)
+            queries = self._examples("queries")
+            return Scores(scores["queries"], queries, train, on_train=on_train, at_damping=further, **facts)
+
+    def _dampings(self) -> dict[str, Damping]:
+        """Variants that are the main scores at a further damping, in ascending order."""
+        found = {name: damping_of(name) for name in self.contents.variants}
+        known = {name: damping for name, damping in found.items() if damping is not None}
+        return dict(sorted(known.items(), key=lambda item: (isinstance(item[1], str), item[1])))
 
     def close(self) -> None:
         """Close the file and let others write it; what is unfinished stays for the next `create_or_resume`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ SIGN = "+g_query H^+ g_train; positive = helpful"
 CHUNKS = (128, 512)
 SENSITIVITY = "sensitivity."
 """Before the names of the attributes that say how much damping and cutoff matter."""
+NAME = re.compile(r"\w[\w.=+-]{0,63}")
+"""What a variant may be called: damping=0.01 too. A group called . or .. would be another one to HDF5."""
 RESERVED = ("format", "version", "created", "config", "config_digest", "query_count", "train_count")
 """Names that shared attributes may not take."""
 FIELDS = {
@@ -55,8 +58,11 @@ class VariantLayout:
     """Whether the train set on itself is kept too; it always is in a file without queries."""
 
     def __post_init__(self) -> None:
-        if self.name and (not self.name.replace("-", "").replace("_", "").isalnum() or len(self.name) > 64):
-            raise UsageError(f"A variant's name is made of letters, digits, - and _; got {self.name!r}.")
+        if self.name and not NAME.fullmatch(self.name):
+            raise UsageError(
+                "A variant's name is made of at most 64 letters, digits, - _ = . and +, a letter or digit first; got "
+                f"{self.name!r}."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..influence.damping import variant_name
 from .describe import describe
 from .errors import StoreError
 from .files import find, incomplete, partial_path
@@ -18,6 +19,7 @@ from .safe_open import PARTIAL, safe_open
 from .sink import Sink
 
 if TYPE_CHECKING:
+    from ..influence.ranking import Matrix
     from ..influence.scores import Scores
 
 SAVED_ROWS = 1024
@@ -113,31 +115,50 @@ def save_scores(scores: Scores, path: str | Path, *, overwrite: bool = False) ->
         path: A name that is free, or holds these very scores already.
         overwrite: Replace a store that holds others.
     """
-    main = "train" if scores.on_itself else "queries"
-    matrices = {main: scores.matrix} | ({} if scores.on_train is None else {"train": scores.on_train.matrix})
+    every = _by_variant(scores)
     dtype = np.asarray(scores.matrix[:1]).dtype.name
-    facts = None if scores.spectrum is None else scores.spectrum.to_dict()
-    hashes = {side: array_hash(matrix) for side, matrix in matrices.items()}
     with Store.create_or_resume(
         path,
         queries=None if scores.on_itself else scores.queries,
         train=scores.train,
         variants=[
-            VariantLayout(
-                name="", attributes=scores.meta, spectrum=scores.spectrum, train_scores=scores.on_train is not None
-            )
+            VariantLayout(name=name, attributes=one.meta, spectrum=one.spectrum, train_scores=one.on_train is not None)
+            for name, one in every.items()
         ],
         attributes={},
-        config={"saved": {"scores": hashes, "meta": scores.meta, "spectrum": facts}},
+        config={"saved": _identity(scores) | {name: _identity(one) for name, one in every.items() if name}},
         dtype=dtype if dtype in DTYPES else "float32",
         rows_per_tile=SAVED_ROWS,
         columns_per_tile=len(scores.train),
         overwrite=overwrite,
     ) as store:
-        sink = store.sink()
-        for side, matrix in matrices.items():
-            for i, start in enumerate(range(0, matrix.shape[0], SAVED_ROWS)):
-                rows = slice(start, min(start + SAVED_ROWS, matrix.shape[0]))
-                if not sink.done(side, i, 0):
-                    sink.write(side, rows, slice(0, len(scores.train)), np.asarray(matrix[rows]), (i, 0))
+        for name, one in every.items():
+            _save(_matrices(one), store.sink(name))
         store.finish()
+
+
+def _by_variant(scores: Scores) -> dict[str, Scores]:
+    """The scores under their names in a store, those at further dampings with them."""
+    further = {variant_name(damping): one for damping, one in scores.at_damping.items() if one is not scores}
+    return {"": scores, **further}
+
+
+def _matrices(scores: Scores) -> dict[str, Matrix]:
+    main = "train" if scores.on_itself else "queries"
+    return {main: scores.matrix} | ({} if scores.on_train is None else {"train": scores.on_train.matrix})
+
+
+def _identity(scores: Scores) -> dict[str, Any]:
+    """What tells these scores from others."""
+    facts = None if scores.spectrum is None else scores.spectrum.to_dict()
+    hashes = {side: array_hash(matrix) for side, matrix in _matrices(scores).items()}
+    return {"scores": hashes, "meta": scores.meta, "spectrum": facts}
+
+
+def _save(matrices: Mapping[str, Matrix], sink: Sink) -> None:
+    for side, matrix in matrices.items():
+        m, n = matrix.shape
+        for i, start in enumerate(range(0, m, SAVED_ROWS)):
+            rows = slice(start, min(start + SAVED_ROWS, m))
+            if not sink.done(side, i, 0):
+                sink.write(side, rows, slice(0, n), np.asarray(matrix[rows]), (i, 0))

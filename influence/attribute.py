@@ -14,6 +14,7 @@ from torch import nn
 from .. import UsageError
 from .check import check_batch_independence
 from .curvature import Curvature
+from .damping import each, variant_name
 from .errors import SolveError
 from .examples import Examples, Progress, Reader, Source, spread
 from .problem import Loss, Problem, make_problem
@@ -21,11 +22,13 @@ from .ranking import largest_columns
 from .side import QueryLabel, Side, examine
 from .spectrum import Spectrum
 from .stationarity import stationarity
+from .work import ANY, Work
 
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
 DOT_SIGN = "+ g_query^T g_train; positive = helpful: a gradient step on the example lowers the query's loss"
 ROW_BYTES = 2**26  # of solved queries in flight
 COLUMN_BYTES = 2**28  # of train gradients in flight
+NAMED = 3  # variants whose names progress shows
 SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
 
 
@@ -135,6 +138,21 @@ class Variant:
         if self.query_label not in ("true", "predicted"):
             raise UsageError(f"query_label must be 'true' or 'predicted', got {self.query_label!r}.")
 
+    def each_damping(self) -> list[Variant]:
+        """One variant for every damping of the curvature.
+
+        Returns:
+            The first under this variant's own name, the others called after their damping; of a single one the variant itself.
+        """
+        several = each(getattr(self.curvature, "damping", None))
+        if len(several) == 1 and several[0] is getattr(self.curvature, "damping", None):
+            return [self]  # a curvature of another make need not be a dataclass
+        names = [self.name, *map(variant_name, several[1:])]
+        return [
+            replace(self, curvature=replace(self.curvature, damping=damping), name=name)  # type: ignore[type-var]
+            for damping, name in zip(several, names, strict=True)
+        ]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
@@ -237,27 +255,54 @@ def prepare(
     return Prepared(problem, side, others, facts)
 
 
-def fit(prepared: Prepared, variant: Variant, progress: Progress | None = None) -> Fitted:
+def fit(
+    prepared: Prepared,
+    variant: Variant,
+    progress: Progress | None = None,
+    *,
+    before: Sequence[Fitted] = (),
+    work: Work = ANY,
+) -> Fitted:
     """Form and factor the curvature of one variant, and see how much its damping or cutoff matters.
 
     Args:
         prepared: Both sides.
         variant: What to score with.
         progress: Told before and after.
+        before: Variants that were fitted already: what one of them at another damping has in common with this is taken over.
+        work: Memory, keeper of tiles, whom to tell.
 
     Returns:
         The fit with the facts of its spectrum.
     """
+    stage = _stage("curvature", [variant])
     if progress is not None:
-        progress("curvature", 0, 1)
+        progress(stage, 0, 1)
     curvature = variant.curvature
-    state = curvature.fit(prepared.train)
+    like = next(
+        (one.state for one in before if one.prepared is prepared and _akin(one.variant.curvature, curvature)), None
+    )
+    state = curvature.fit(prepared.train, like=like, work=work)
     spectrum = curvature.spectrum(state)
     if spectrum is not None:
         spectrum = replace(spectrum, sensitivity=_sensitivity(prepared, variant, state))
     if progress is not None:
-        progress("curvature", 1, 1)
+        progress(stage, 1, 1)
     return Fitted(prepared, variant, state, spectrum)
+
+
+def _akin(one: Curvature[Any], other: Curvature[Any]) -> bool:
+    """Whether two curvatures differ in their damping alone."""
+    settings, others = ({**curvature.settings(), "damping": None} for curvature in (one, other))
+    return type(one) is type(other) and settings == others
+
+
+def _stage(what: str, variants: Sequence[Variant]) -> str:
+    """What progress is told: nothing is added for the main scores alone."""
+    names = [variant.name or "main" for variant in variants]
+    if names == ["main"]:
+        return what
+    return f"{what} ({', '.join(names) if len(names) <= NAMED else f'{names[0]} and {len(names) - 1} more'})"
 
 
 def tile_shape(p: int) -> tuple[int, int]:
@@ -275,39 +320,57 @@ def tile_shape(p: int) -> tuple[int, int]:
     return rows, columns
 
 
-def write_scores(fitted: Fitted, sink: Sink, grid: tuple[int, int], progress: Progress | None = None) -> None:
+def write_scores(
+    fitted: Sequence[Fitted], sinks: Mapping[str, Sink], grid: tuple[int, int], progress: Progress | None = None
+) -> None:
     """Compute every tile that is not there yet.
 
+    A block of queries is scored by every variant that it is the same block for, then comes the next block: what such variants
+    share (the inner products with the train set, at whatever damping) is computed once.
+
     Args:
-        fitted: The variant.
-        sink: Where tiles go.
+        fitted: The variants.
+        sinks: Where the tiles of each go, by its name.
         grid: Rows and columns of a tile.
         progress: Told after each tile; tiles found finished count.
-
-    Raises:
-        SolveError: A score is NaN or infinite; nothing of that tile is written.
     """
-    prepared = fitted.prepared
-    for side_name, shape in fitted.shapes.items():
-        rows_of = prepared.side(side_name, fitted.variant.query_label)
-        stage = f"score {side_name}" + (f" ({fitted.variant.name})" if fitted.variant.name else "")
-        total = -(-shape[0] // grid[0]) * -(-shape[1] // grid[1])
-        done = 0
-        for i, rows in enumerate(_blocks(shape[0], grid[0])):
-            solved = None
-            for j, columns in enumerate(_blocks(shape[1], grid[1])):
-                if not sink.done(side_name, i, j):
+    together: dict[tuple[int, str, str], list[Fitted]] = {}
+    for one in fitted:
+        for side in one.shapes:
+            together.setdefault((id(one.prepared), one.variant.query_label, side), []).append(one)
+    for (_, _, side), variants in together.items():
+        _write_side(side, variants, sinks, grid, progress)
+
+
+def _write_side(
+    side: str, fitted: Sequence[Fitted], sinks: Mapping[str, Sink], grid: tuple[int, int], progress: Progress | None
+) -> None:
+    """The matrices of one side, of variants that take its losses at one label."""
+    prepared, (m, n) = fitted[0].prepared, fitted[0].shapes[side]
+    queries = prepared.side(
+        side, fitted[0].variant.query_label
+    )  # one object: what is kept for it is looked up by identity
+    stage, done = _stage(f"score {side}", [one.variant for one in fitted]), 0
+    row_blocks, column_blocks = [*_blocks(m, grid[0])], [*_blocks(n, grid[1])]
+    for i, rows in enumerate(row_blocks):
+        for one in fitted:
+            sink, solved = sinks[one.variant.name], None
+            for j, columns in enumerate(column_blocks):
+                if not sink.done(side, i, j):
                     if solved is None:
-                        solved = fitted.variant.curvature.solve(fitted.state, rows_of, rows)
-                    tile = fitted.variant.curvature.scores(fitted.state, solved, prepared.train, columns)
-                    if not bool(torch.isfinite(tile).all()):
-                        raise SolveError(
-                            f"A score of {side_name} {rows.start} to {rows.stop} is NaN or infinite; raise the damping or cutoff."
-                        )
-                    sink.write(side_name, rows, columns, tile.cpu().numpy(), (i, j))
+                        solved = one.variant.curvature.solve(one.state, queries, rows)
+                    tile = one.variant.curvature.scores(one.state, solved, prepared.train, columns)
+                    sink.write(side, rows, columns, _finite(tile, f"{side} {rows.start} to {rows.stop}"), (i, j))
                 done += 1
                 if progress is not None:
-                    progress(stage, done, total)
+                    progress(stage, done, len(row_blocks) * len(column_blocks) * len(fitted))
+
+
+def _finite(tile: torch.Tensor, what: str) -> NDArray[Any]:
+    if not bool(torch.isfinite(tile).all()):
+        raise SolveError(f"A score of {what} is NaN or infinite; raise the damping or cutoff.")
+    array: NDArray[Any] = tile.cpu().numpy()
+    return array
 
 
 def examples(prepared: Prepared) -> tuple[Examples | None, Examples]:

@@ -19,6 +19,7 @@ from .head_inverse import Inverse, invert
 from .side import Side
 from .solve import Inversion
 from .spectrum import Spectrum
+from .work import ANY, Work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,11 +72,14 @@ class LinearHead:
         """
         return {"name": "LinearHead", **asdict(self)}
 
-    def fit(self, train: Side) -> HeadState:
+    def fit(self, train: Side, *, like: HeadState | None = None, work: Work = ANY) -> HeadState:
         """Assemble and decompose the mean Hessian of the head.
 
         Args:
             train: The train set, examined.
+            like: What the same curvature gave for the same train set at another damping: all that does not depend on it is
+                taken over.
+            work: Memory, keeper of tiles, whom to tell.
 
         Returns:
             The eigendecomposition in contrast space.

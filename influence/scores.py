@@ -33,6 +33,7 @@ class Scores:
         meta: How the scores were made: curvature and settings, query label, unit, sign, versions, warnings.
         on_train: The train set on itself, when it was asked for.
         on_itself: The queries are the train set: self stays in the matrix and is left out of every ranking.
+        at_damping: The same scores at further dampings.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Scores:
         meta: Mapping[str, Any] | None = None,
         on_train: Scores | None = None,
         on_itself: bool = False,
+        at_damping: Mapping[float | str, Scores] | None = None,
     ) -> None:
         if tuple(matrix.shape) != (len(queries), len(train)):
             raise UsageError(
@@ -57,10 +59,22 @@ class Scores:
         self.meta: dict[str, Any] = dict(meta or {})
         self.on_train = on_train
         self.on_itself = on_itself
+        self._at_damping = dict(at_damping or {})
 
     def __repr__(self) -> str:
         name = self.meta.get("curvature", {}).get("name", "scores")
         return f"Scores({len(self.queries)} queries x {len(self.train)} train examples, {name})"
+
+    @property
+    def at_damping(self) -> dict[float | str, Scores]:
+        """Scores by damping: those of every entry where the curvature had a list, these scores first.
+
+        The key of a rule is its name, "auto"; the number that it came to is in `spectrum.damping`. Of a single damping there is
+        one entry, of a method without damping none. The scores of a further entry hold themselves alone.
+        """
+        curvature = self.meta.get("curvature")
+        own = curvature.get("damping") if isinstance(curvature, Mapping) else None
+        return ({own: self} if isinstance(own, float | int | str) else {}) | self._at_damping
 
     def top(self, query: int, k: int = 5) -> Table:
         """The train examples that help a query most.
