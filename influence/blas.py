@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg
 import torch
 from jaxtyping import Float
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 ONE_THREAD_FLOPS = 1e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
 
@@ -24,8 +30,50 @@ def threads_for(flops: float) -> AbstractContextManager[Any]:
     Returns:
         A context to make the calls in.
     """
-    limits: AbstractContextManager[Any] = threadpool_limits(1 if flops < ONE_THREAD_FLOPS else None, user_api="blas")
+    return nullcontext() if flops >= ONE_THREAD_FLOPS else _one_thread()
+
+
+def side_by_side(work: Callable[[Item], None], items: Iterable[Item], flops: float, device: torch.device) -> None:
+    """Independent jobs on all cores, each on one thread: no core waits for another within a product.
+
+    Args:
+        work: Does one job in place, by numpy (which lets other threads run meanwhile) or on a GPU.
+        items: What to do it with.
+        flops: Operations in all.
+        device: Where the tensors are.
+    """
+    if device.type != "cpu":
+        for item in items:
+            work(item)
+        return
+    workers = min(torch.get_num_threads(), cores()) if flops >= ONE_THREAD_FLOPS else 1
+    with _one_thread():
+        if workers == 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(work, items):
+                pass
+
+
+def cores() -> int:
+    """Processors that this process may use.
+
+    Returns:
+        Their number.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    limits: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
     return limits
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # looking for them takes longer than many a product
 
 
 def times_transposed(A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> Float[Tensor, "a b"]:
@@ -79,6 +127,51 @@ def normal_matrix(A: Float[Tensor, "n k"], out: Tensor | None = None) -> Float[T
         The whole symmetric matrix.
     """
     return product(A.T, A, out)
+
+
+def multiply(A: Float[Tensor, ...], B: Float[Tensor, ...], out: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    """A times B entry by entry, broadcast; on the CPU on one thread.
+
+    Args:
+        A: A factor.
+        B: The other.
+        out: Where to put the product.
+
+    Returns:
+        `out`.
+    """
+    if out.is_cuda:
+        torch.mul(A, B, out=out)
+    else:
+        np.multiply(A.numpy(), B.numpy(), out=out.numpy())
+    return out
+
+
+def in_units(X: Float[Tensor, "c k b"], dtype: torch.dtype) -> tuple[Float[Tensor, "c k b"], Float[Tensor, " b"]]:
+    """Columns of unit size in another type: in float32 the gradient of a well fitted example would underflow.
+
+    Args:
+        X: Vectors, float64.
+        dtype: The type.
+
+    Returns:
+        Contiguous vectors and their sizes, float64.
+    """
+    size = X.abs().amax((0, 1))
+    size = torch.where(size > 0, size, 1.0)
+    return (X / size).to(dtype).contiguous(), size
+
+
+def negate_(A: Float[Tensor, "a b"]) -> None:
+    """A <- -A; on the CPU on one thread.
+
+    Args:
+        A: Changed.
+    """
+    if A.is_cuda:
+        A.neg_()
+    else:
+        np.negative(A.numpy(), out=A.numpy())
 
 
 def subtract_product(C: Float[Tensor, "a b"], A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> None:

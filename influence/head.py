@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
-from .blas import product, threads_for
+from .blas import in_units, product
 from .damping import checked, each, single
 from .head_features import row_space
 from .head_hessian import softmax_hessian
@@ -27,6 +27,8 @@ class HeadState:
     """The factored curvature of a head, in all logits but one and on the row space of the features."""
 
     inverse: Inverse
+    residual: Float[Tensor, "n C"]
+    """Gradients of the train losses in the logits."""
     V: Float[Tensor, "F+1 k"] | None
     """Orthonormal basis of the row space of the train features, the constant one included; None when it is the whole space."""
 
@@ -48,7 +50,12 @@ class LinearHead:
 
     With phi~ = [phi; 1] the mean Hessian is (1/n) sum_i S_i (x) phi~_i phi~_i^T. Every S_i is blind to a shift of all logits,
     and every phi~_i lies in the row space of the features, so the pseudo-inverse (and a uniformly damped inverse) is taken
-    exactly in a space of (C-1) k dimensions, k the rank of the features. float64 throughout.
+    exactly in a space of (C-1) k dimensions, k the rank of the features.
+
+    Where nothing is cut a Cholesky factor serves; otherwise, and where an estimate leaves doubt, all eigenvectors. Facts of a
+    matrix beyond 2,500 rows come from a few steps of Lanczos, and how much its damping matters is not told. A float64 problem
+    is float64 throughout: a float32 factor refined to 1e-10 saves memory, but no time. A float32 problem of such a size and of
+    moderate condition has a float32 factor, and solutions that are refined where a sample of them asks for it.
     """
 
     unit: ClassVar[str] = "nats per unit weight"
@@ -94,7 +101,8 @@ class LinearHead:
             )
         if train.problem.loss is not None:
             raise UsageError("LinearHead is the closed form of cross-entropy; with another loss use Hessian().")
-        return fit_head(augmented(train, slice(0, len(train))), train.logits, self._rule(), train.problem.dtype)
+        phi = augmented(train, slice(0, len(train)))
+        return fit_head(phi, train.logits, train.residual, self._rule(), train.problem.dtype)
 
     def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b D"]:
         """H^+ times the query gradients, in all logits but one.
@@ -123,7 +131,7 @@ class LinearHead:
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        return score_head(state, solved, train.residual[columns], columns)
+        return score_head(state, solved, columns)
 
     def spectrum(self, state: HeadState) -> Spectrum:
         """Facts of the mean Hessian; its (C-1) k eigenvalues are the ones that can differ from zero.
@@ -181,13 +189,18 @@ def augmented(side: Side, rows: slice) -> Float[Tensor, "b F+1"]:
 
 
 def fit_head(
-    phi: Float[Tensor, "n F+1"], logits: Float[Tensor, "n C"], rule: Inversion, dtype: torch.dtype
+    phi: Float[Tensor, "n F+1"],
+    logits: Float[Tensor, "n C"],
+    residual: Float[Tensor, "n C"],
+    rule: Inversion,
+    dtype: torch.dtype,
 ) -> HeadState:
     """Reduce the features, assemble the Hessian and factor it.
 
     Args:
         phi: Augmented features of the train set.
         logits: What the head makes of them.
+        residual: Gradients of the losses in the logits.
         rule: Damping and cutoff.
         dtype: What the features were computed in.
 
@@ -198,7 +211,7 @@ def fit_head(
     # the Gram is accumulated in float64, but features that came out of float32 hold no more digits than that
     eps = max(torch.finfo(torch.float64).eps, torch.finfo(dtype).eps ** 2)
     psi = phi if V is None else product(phi, V)
-    return HeadState(invert(softmax_hessian(logits, psi), rule, eps, dtype), V)
+    return HeadState(invert(softmax_hessian(logits, psi), rule, eps, dtype), residual, V)
 
 
 def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Tensor, "b C"]) -> Float[Tensor, "b c k"]:
@@ -212,30 +225,26 @@ def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Te
     Returns:
         Solved gradients, float64, D = c k; the transpose of what lies in memory.
     """
-    r = residual.T[state.inverse.hessian.keep]
+    keep = state.inverse.hessian.keep
     psi = state.on_row_space(phi).T.contiguous()
-    return state.inverse.solve(r[:, None, :] * psi).flatten(0, 1).T
+    G = residual.T[keep][:, None, :] * psi
+    return state.inverse.solve(G, state.residual[:, keep]).flatten(0, 1).T
 
 
-def score_head(
-    state: HeadState, solved: Float[Tensor, "b D"], residual: Float[Tensor, "n C"], columns: slice
-) -> Float[Tensor, "b n"]:
-    """Solved gradients against train examples, whose own gradients are never written out.
+def score_head(state: HeadState, solved: Float[Tensor, "b D"], columns: slice) -> Float[Tensor, "b n"]:
+    """Solved gradients against train examples, whose own gradients are written out in small pieces alone.
 
     Args:
         state: What `fit_head` gave.
         solved: What `solve_head` gave.
-        residual: Gradients of the train losses in the logits.
-        columns: Which train examples these are.
+        columns: Which train examples.
 
     Returns:
         sum_a r_i[a] (X_t[a] . psi_i), nats per unit weight.
     """
-    hessian = state.inverse.hessian
-    psi, r = hessian.psi[columns], residual[:, hessian.keep]
-    X = solved.T.reshape(hessian.c, psi.shape[1], -1)
-    out = solved.new_zeros(len(solved), len(psi))
-    with threads_for(2 * X[0].numel() * len(psi)):
-        for a in range(hessian.c):
-            out += product(X[a].T, psi.T) * r[:, a]
-    return out
+    hessian, dtype = state.inverse.hessian, state.inverse.dtype
+    X, r = solved.T.reshape(hessian.c, -1, len(solved)), state.residual[columns][:, hessian.keep]
+    if dtype == torch.float64:
+        return hessian.scores(X, r, columns)
+    X, size = in_units(X, dtype)
+    return hessian.scores(X, r, columns) * size[:, None]

@@ -9,6 +9,7 @@ every eigenvalue of the full Hessian by lam adds lam (I - 1 1^T / C) (x) I here.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,13 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .blas import normal_matrix, product, threads_for
+from .blas import in_units, multiply, negate_, normal_matrix, product, side_by_side, threads_for
 from .rows import contrasts
 from .tiles import Tiles
 
 TILE = 2_048  # rows of a tile to aim at: large enough for BLAS, small enough to leave the upper half of the matrix out
 APPLY_BYTES = 2**27
 CHUNK = 128
+PIECE_BYTES = 2**24  # of train gradients written out at once on each core: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,28 +75,34 @@ class SoftmaxHessian:
         """
         n, k = self.psi.shape
         psi = self.psi.to(dtype)
-        scratch = torch.empty_like(psi)
-        rows = []
-        with threads_for(n * k * k):
-            for i, high in enumerate(self.groups):
-                row = [psi.new_empty(_length(high) * k, _length(low) * k) for low in self.groups[: i + 1]]
+        rows = [
+            [psi.new_empty(_length(a) * k, _length(b) * k) for b in self.groups[: i + 1]]
+            for i, a in enumerate(self.groups)
+        ]
+        blocks = []
+        for high, row in zip(self.groups, rows, strict=True):
+            for low, tile in zip(self.groups, row, strict=False):
                 for a in range(high.start, high.stop):
-                    for j, low in enumerate(self.groups[: i + 1]):
-                        for b in range(low.start, min(low.stop, a + 1)):
-                            at = (a - high.start) * k, (b - low.start) * k
-                            block = row[j][at[0] : at[0] + k, at[1] : at[1] + k]
-                            self._block(a, b, damping, psi, scratch, block)
-                rows.append(row)
+                    for b in range(low.start, min(low.stop, a + 1)):
+                        down, across = (a - high.start) * k, (b - low.start) * k
+                        blocks.append((a, b, tile[down : down + k, across : across + k]))
+        scratch = threading.local()
+
+        def fill(block: tuple[int, int, Tensor]) -> None:
+            if not hasattr(scratch, "scaled"):
+                scratch.scaled = torch.empty_like(psi)
+            self._block(psi, scratch.scaled, damping, *block)
+
+        side_by_side(fill, blocks, n * k * k * len(blocks), psi.device)
         return Tiles(rows)
 
-    def _block(self, a: int, b: int, damping: float, psi: Tensor, scratch: Tensor, out: Tensor) -> None:
+    def _block(self, psi: Tensor, scaled: Tensor, damping: float, a: int, b: int, out: Tensor) -> None:
         q, C = self.q, self.q.shape[1]
         class_a, class_b = self.keep[a], self.keep[b]
         s = q[:, class_a] * (self.rest[:, class_a] if a == b else q[:, class_b]) / len(q)
-        torch.mul(psi, s.sqrt().to(psi.dtype)[:, None], out=scratch)
-        normal_matrix(scratch, out)
+        normal_matrix(multiply(psi, s.sqrt().to(psi.dtype)[:, None], scaled), out)
         if a != b:
-            out.neg_()
+            negate_(out)
         if damping:
             out.diagonal().add_(damping * ((a == b) - 1 / C))
 
@@ -107,36 +115,63 @@ class SoftmaxHessian:
         Returns:
             The products.
         """
-        n = len(self.psi)
+        n, k = self.psi.shape
         out = torch.empty_like(X)
         step = max(1, APPLY_BYTES // (8 * n * self.c))
         for start in range(0, X.shape[2], step):
             at = slice(start, start + step)
-            b = len(range(X.shape[2])[at])
-            Z = X.new_empty(self.c, n, b)
-            with threads_for(2 * b * self.psi.numel()):
-                for a in range(self.c):
-                    product(self.psi, X[a, :, at], Z[a])
+            columns = X[:, :, at].transpose(0, 1).reshape(k, -1)  # all classes in one product
+            with threads_for(2 * n * columns.numel()):
+                Z = product(self.psi, columns).view(n, self.c, -1)
                 self._weigh(Z)
-                for a in range(self.c):
-                    product(self.psi.T, Z[a], out[a, :, at])
+                out[:, :, at] = product(self.psi.T, Z.flatten(1)).view(k, self.c, -1).transpose(0, 1)
         return out
 
-    def _weigh(self, Z: Float[Tensor, "c n b"]) -> None:
+    def scores(
+        self, X: Float[Tensor, "c k b"], r: Float[Tensor, "b c"], columns: slice = slice(None)
+    ) -> Float[Tensor, "b n"]:
+        """Vectors against the gradients r_i (x) psi_i of some train examples, which are written out in small pieces alone.
+
+        Args:
+            X: The vectors, in the type to compute in.
+            r: Residuals of the train examples.
+            columns: Which examples those are.
+
+        Returns:
+            sum_a r_i[a] (X_t[a] . psi_i).
+        """
+        psi = self.psi[columns]
+        if X.dtype == torch.float64:
+            return self._scores(X, psi, r)
+        r, size = in_units(r.T[:, None], X.dtype)
+        return self._scores(X, psi.to(X.dtype), r[:, 0].T) * size
+
+    def _scores(self, X: Tensor, psi: Tensor, r: Tensor) -> Tensor:
+        out = X.new_empty(X.shape[2], len(psi))
+        flat = X.flatten(0, 1).T
+        step = max(1, PIECE_BYTES // (flat.shape[1] * flat.element_size()))
+
+        def fill(start: int) -> None:
+            part = slice(start, min(start + step, len(psi)))
+            G = psi.new_empty(part.stop - start, self.c, psi.shape[1])
+            multiply(r[part, :, None], psi[part, None, :], G)
+            product(flat, G.flatten(1).T, out[:, part])
+
+        side_by_side(fill, range(0, len(psi), step), 2 * X.numel() * len(psi), X.device)
+        return out
+
+    def _weigh(self, Z: Float[Tensor, "n c b"]) -> None:
         """Z_i <- S_i Z_i / n in place: q_a (z_a - sum_b q_b z_b), measured from the most likely class of the example."""
         n, C = self.q.shape
-        at = torch.arange(n, device=Z.device)
         position = torch.full((C,), -1, device=Z.device)
         position[self.keep] = torch.arange(self.c, device=Z.device)
         likely = position[self.q.argmax(1)]  # -1: the reference, whose own logit is zero
-        q, reference = self.q.T[self.keep, :, None], self.q[:, position == -1]
-        base = Z[likely, at] * (likely >= 0)[:, None]
-        Z -= base  # no digits are lost where one class has nearly all of the probability
-        mean = -reference * base
-        for a in range(self.c):
-            mean += q[a] * Z[a]
+        base = Z[torch.arange(n, device=Z.device), likely] * (likely >= 0)[:, None]
+        Z -= base[:, None]  # no digits are lost where one class has nearly all of the probability
+        q = self.q[:, self.keep]
+        mean = torch.bmm(q[:, None, :], Z) - (self.q[:, position == -1] * base)[:, None]
         Z -= mean
-        Z *= q / n
+        Z *= q[:, :, None] / n
 
     def dense_in_contrasts(self) -> Float[Tensor, "size size"]:
         """The whole Hessian in orthonormal contrasts, whose eigenvalues are those of the full one that are not zero.

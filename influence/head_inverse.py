@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import product
+from .blas import in_units, product
 from .head_hessian import SoftmaxHessian
 from .solve import Eigen, Inversion, eigendecompose
 from .spectrum import Spectrum
@@ -18,13 +18,12 @@ from .tiles import Tiles
 SPECTRUM_LIMIT = 2_500  # up to this size all eigenvalues are computed, for the report
 SAFETY = 10.0  # how far above the cutoff an estimate of the smallest eigenvalue must lie to be believed
 SINGLE_CONDITION = 1e5  # above, a float32 factor is too poor a start for refinement
-SINGLE_ERROR = 1e-6  # of a solution, relative: what refinement brings a float32 factor's solutions to
-WIDTH, STEPS = (
-    8,
-    4,
-)  # of the Lanczos iteration: 8 solves cost hardly more than one, which reads the factor twice as well
+SINGLE_ERROR = (
+    2e-5  # of the scores of a few queries, as estimated: above, the solutions of a float32 factor are refined
+)
+WIDTH = 8  # vectors of the Lanczos iteration: solving for eight reads the factor no more often than for one
 FACTORS = {"0.1x": 0.1, "10x": 10.0}
-SAMPLE = 8  # solutions whose error is estimated before all of a block are refined
+SAMPLE = 16  # queries whose error is estimated before all of a block are refined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,25 +35,35 @@ class Factored:
     rule: Inversion
     facts: Spectrum
 
-    def solve(self, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What scores need to be added up in."""
+        return self.factor.dtype
+
+    def solve(self, G: Float[Tensor, "c k b"], r: Float[Tensor, "n c"]) -> Float[Tensor, "c k b"]:
         """The inverse times some vectors.
 
         Args:
-            G: The vectors, float64, contiguous; what is left in them is of no use.
+            G: The vectors, float64; what is left in them is of no use.
+            r: Residuals of the train examples: the error that counts is that of the scores.
 
         Returns:
             The solutions; from a float32 factor refined with float64 residuals as often as a sample of them asks for.
         """
         if self.factor.dtype == torch.float64:
-            self.factor.solve_(G.flatten(0, 1))
-            return G
+            X = G.contiguous()
+            self.factor.solve_(X.flatten(0, 1))
+            return X
         X = _once(self.factor, G)
-        few = X[:, :, :SAMPLE].contiguous()
-        error = _worst_ratio(_once(self.factor, self._residual(G[:, :, :SAMPLE], few)), few)
-        left = error
-        while left > SINGLE_ERROR and error < 0.5:
+        few = slice(None, None, -(-X.shape[2] // SAMPLE))
+        some = X[:, :, few].contiguous()
+        change = _once(self.factor, self._residual(G[:, :, few], some))
+        rate = _worst_ratio(change.flatten(0, 1).norm(dim=0), some.flatten(0, 1).norm(dim=0))
+        scores, change = self.hessian.scores(some, r), self.hessian.scores(change, r)
+        left = _worst_ratio(change.abs().amax(0), scores.abs().amax(0))
+        while left > SINGLE_ERROR and rate < 0.5:
             X += _once(self.factor, self._residual(G, X))
-            left *= error
+            left *= rate
         return X
 
     def spectrum(self) -> Spectrum:
@@ -65,26 +74,20 @@ class Factored:
         """
         return self.facts
 
-    def neighbours(self) -> Mapping[str, Factored]:
+    def neighbours(self) -> Mapping[str, Factored | Spectral]:
         """The same at a tenth and at ten times the damping or cutoff, where that costs little.
 
         Returns:
-            Nothing for a large damped matrix, which would have to be factored again; undamped, this very inverse where no
-            eigenvalue lies near the cutoff.
+            This very inverse where neither cutoff cuts anything; a new one of a small matrix; nothing for a large matrix that
+            would have to be factored again.
         """
-        if self.rule.damping == 0:
-            return {
-                name: self for name, factor in FACTORS.items() if self.facts.lambda_min > factor * self.facts.cutoff
-            }
-        if self.hessian.size > SPECTRUM_LIMIT:
-            return {}
-        cutoff = self.facts.cutoff
-        out = {}
+        out: dict[str, Factored | Spectral] = {}
         for name, factor in FACTORS.items():
-            rule = self.rule.scaled(factor, cutoff)
-            tiles = self.hessian.assemble(rule.damping)
-            if tiles.factor_():
-                out[name] = replace(self, factor=tiles, rule=rule)
+            rule = self.rule.scaled(factor, self.facts.cutoff)
+            if rule.damping == 0 and self.facts.lambda_min > factor * self.facts.cutoff:
+                out[name] = self
+            elif self.hessian.size <= SPECTRUM_LIMIT:
+                out[name] = _invert_small(self.hessian, rule, torch.finfo(torch.float64).eps)
         return out
 
     def _residual(self, G: Tensor, X: Tensor) -> Tensor:
@@ -102,11 +105,17 @@ class Spectral:
     eigen: Eigen
     rule: Inversion
 
-    def solve(self, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What scores need to be added up in."""
+        return self.eigen.V.dtype
+
+    def solve(self, G: Float[Tensor, "c k b"], r: Float[Tensor, "n c"]) -> Float[Tensor, "c k b"]:
         """The pseudo-inverse times some vectors.
 
         Args:
             G: The vectors, float64.
+            r: Residuals of the train examples; not needed here.
 
         Returns:
             The products.
@@ -184,7 +193,7 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
         return _mix(_once(tiles, _mix(X, Q.T)), Q)
 
     lambda_max = largest_eigenvalue(forward, hessian)
-    lowest = 1 / largest_eigenvalue(backward, hessian)
+    lowest = 1 / largest_eigenvalue(backward, hessian, steps=2)
     lambda_min = max(0.0, lowest - rule.damping)
     cutoff = rule.cutoff(lambda_max, hessian.size, eps)
     condition = (lambda_max + rule.damping) / lowest
@@ -209,15 +218,16 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
     return Factored(hessian, tiles, rule, facts)
 
 
-def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHessian) -> float:
+def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHessian, steps: int = 3) -> float:
     """Largest eigenvalue of a positive semi-definite operator by a few steps of block Lanczos.
 
     Args:
-        operator: Vectors [b, c, k] to vectors, symmetric.
+        operator: Vectors [c, k, b] to vectors, symmetric.
         hessian: For the shape.
+        steps: Applications to a block of vectors.
 
     Returns:
-        A lower bound that is nearly always within some percent, and far closer where the eigenvalue stands apart.
+        A lower bound: close where the eigenvalue stands apart, some tenths low at worst where many are nearly as large.
     """
     shape = (hessian.c, hessian.psi.shape[1], -1)
     width = min(WIDTH, hessian.size)
@@ -225,7 +235,7 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHes
     start = torch.randn(hessian.size, width, generator=generator, dtype=torch.float64).to(hessian.psi.device)
     basis = torch.linalg.qr(start).Q
     images = operator(basis.view(shape)).flatten(0, 1)
-    for _ in range(min(STEPS, hessian.size // width) - 1):
+    for _ in range(min(steps, hessian.size // width) - 1):
         rest = images[:, -width:] - basis @ (basis.T @ images[:, -width:])
         rest -= basis @ (basis.T @ rest)  # twice is enough
         new = torch.linalg.qr(rest).Q
@@ -237,18 +247,13 @@ def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHes
 
 def _once(factor: Tiles, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
     """Solutions without refinement, float64 numbers of the precision of the factor."""
-    # in the type of the factor; in float32 the gradient of a well fitted example would underflow, were it not scaled
-    size = G.abs().amax((0, 1))
-    size = torch.where(size > 0, size, 1.0)
-    single = (G / size).to(factor.dtype).contiguous()
+    single, size = in_units(G, factor.dtype)
     factor.solve_(single.flatten(0, 1))
     return single.double() * size
 
 
-def _worst_ratio(part: Tensor, whole: Tensor) -> float:
-    """Largest |part| / |whole| over the columns."""
-    lengths = whole.flatten(0, 1).norm(dim=0)
-    return float((part.flatten(0, 1).norm(dim=0) / lengths.clamp(min=1e-300)).max())
+def _worst_ratio(part: Float[Tensor, " b"], whole: Float[Tensor, " b"]) -> float:
+    return float((part / whole.clamp(min=1e-300)).max())
 
 
 def _mix(X: Float[Tensor, "c k b"], M: Float[Tensor, "d c"]) -> Float[Tensor, "d k b"]:
