@@ -92,12 +92,11 @@ def _random_head(
     W = (torch.rand(C, f_i.shape[1], generator=generator, dtype=torch.float64) * 2 - 1) * bound
     phi_t, phi_i = torch.from_numpy(f_t), torch.from_numpy(f_i)
     logits = phi_i @ W.T
-    state = fit_head(phi_i, logits, inversion, torch.float32)
-    r_i = residuals(logits, torch.from_numpy(y_i))
+    state = fit_head(phi_i, logits, residuals(logits, torch.from_numpy(y_i)), inversion, torch.float32)
     r_t = residuals(phi_t @ W.T, torch.from_numpy(y_t))
 
     def scores(rows: slice) -> NDArray[Any]:
         solved = solve_head(state, phi_t[rows], r_t[rows])
-        return score_head(state, solved, r_i, slice(0, len(phi_i))).numpy()
+        return score_head(state, solved, slice(0, len(phi_i))).numpy()
 
     return scores
