@@ -10,49 +10,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
+from .blas import product
+from .damped import SINGLE_CONDITION, Cholesky, check_residual, cholesky, largest_eigenvalue
 from .damping import Damping, checked, each, single
 from .errors import SolveError
-from .factors import KINDS, Factor, Rows, make_factor
-from .gram import RowSet, block_size, catch_rows, cross_gram, full_rows, gram, make_plan, smaller_form, written_rows
+from .factors import KINDS, Rows, make_factor
+from .gram import Precision, cross_gram
+from .moved import moved_losses
+from .newton import NewtonMatrix, newton_matrix
+from .reduced import ScoreError, measure_error
+from .rowset import full_rows, smaller_form, written_rows
 from .side import Side
-from .solve import Eigen, Inversion, eigendecompose
+from .solve import Eigen, Inversion
 from .spectrum import Spectrum
 from .work import ANY, Work
 
 AUTO_SHARE = 300  # damping="auto" is the largest eigenvalue over this, or the weight decay when that is larger
-SPECTRUM_LIMIT = 2_500  # up to this size a damped fit computes all eigenvalues too, for the report
-RESIDUAL = 1e-6  # relative residual of a damped solve above which it is refused
+SOLVE_BYTES = 2**28  # of right-hand sides in flight
+LeaveOneOut = bool | Literal["loss"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewtonState:
     """A factored Gauss-Newton matrix."""
 
-    rows: RowSet
-    factor: Factor
-    form: Literal["primal", "dual"]
-    matrix: Float[Tensor, "size size"]
-    """K [N, N], or A^T A [p, p]."""
-    eigen: Eigen | None
-    """Undamped, or cut: the whole decomposition. Damped: the eigenvalues alone, or None for a large matrix."""
-    cholesky: Float[Tensor, "size size"] | None
-    """Damped: the lower factor of matrix + damping I, whose solutions are right entry by entry."""
+    base: NewtonMatrix
     rule: Inversion
-    lambda_max: float
-    lambda_min: float
-    """NaN unless the matrix is only known by its Cholesky factor."""
+    eigen: Eigen | None
+    """Undamped, or cut: the whole decomposition, which is applied. Damped: the eigenvalues alone, or None for a large matrix."""
+    factor: Cholesky | None
+    """Damped: its solutions are right entry by entry."""
     weights: Float[Tensor, "n R"] | None
     """w, or w~ with the leave-one-out correction."""
-    leverage: float | None
+    leverage: float | None = None
     """Largest eigenvalue of M_ii, where the correction was asked for."""
-    train: Tensor | None
+    train: Tensor | None = None
     """Dual with rows that do not span the gradients: A G_tr^T. Primal: sqrt(n) w^T A, the (corrected) train gradients."""
+    lambda_min: float = float("nan")
+    """Of a matrix that is only known by its Cholesky factor."""
+    error: ScoreError | None = None
+    """Measured, where rows were multiplied in less than their own precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +76,26 @@ class GaussNewton:
     `attribute` gives the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
-    leave_one_out: bool = False
-    """Correct every score for the leverage of the example that is removed."""
+    leave_one_out: LeaveOneOut = False
+    """True: correct every score for the leverage of the example that is removed. "loss": n times the change of the query's
+    loss at the logits that the removal leads to; train sets on themselves are then no longer symmetric."""
     samples: int = 1
     """Draws an example, for rows="sampled"."""
     seed: int = 0
     """Of the draws."""
+    precision: Precision = "float32"
+    """In which float32 rows are multiplied, in the dual form: "float32", or "tf32" or "bf16" on tensor cores, whose score
+    error is then measured and told."""
 
     def __post_init__(self) -> None:
         if self.rows not in KINDS:
             raise UsageError(f"rows must be one of {', '.join(KINDS)}, got {self.rows!r}.")
         if self.form not in ("auto", "primal", "dual"):
             raise UsageError(f"form must be 'auto', 'primal' or 'dual', got {self.form!r}.")
+        if self.leave_one_out not in (False, True, "loss"):
+            raise UsageError(f"leave_one_out must be False, True or 'loss', got {self.leave_one_out!r}.")
+        if self.precision not in ("float32", "tf32", "bf16"):
+            raise UsageError(f"precision must be 'float32', 'tf32' or 'bf16', got {self.precision!r}.")
         object.__setattr__(self, "damping", checked(self.damping, auto=True))
         if self.samples < 1:
             raise UsageError(f"samples must be at least 1, got {self.samples}.")
@@ -97,6 +107,11 @@ class GaussNewton:
             if self.leave_one_out and damping == 0:
                 raise UsageError(
                     "The leave-one-out correction needs damping > 0, the L2 penalty of the objective; got 0."
+                )
+            if self.precision != "float32" and (damping == 0 or self.rcond is not None or self.rows == "sampled"):
+                raise UsageError(
+                    f"{self.precision} products need damping > 0, no cutoff and rows that span the gradient: only then can "
+                    "their error be measured."
                 )
 
     def settings(self) -> dict[str, Any]:
@@ -120,47 +135,58 @@ class GaussNewton:
             Everything that scoring needs.
 
         Raises:
-            UsageError: The loss is not cross-entropy.
+            UsageError: The loss is not cross-entropy, or a reduced precision is asked of the primal form.
         """
         if train.problem.loss is not None:
             raise UsageError("GaussNewton factors the Hessian of cross-entropy; with another loss use Hessian().")
-        factor = make_factor(self.rows, train.logits, train.target, samples=self.samples, seed=self.seed)
-        n, R, _ = factor.cotangents.shape
-        form = smaller_form(train.problem, n, R) if self.form == "auto" else self.form
-        plan = make_plan(train, R, write_all=form == "primal")
-        rows = RowSet(train, plan, factor.cotangents, block_size(train, plan, R))
-        matrix = gram(rows) if form == "dual" else _normal_matrix(rows)
-        state = self._factor(rows, factor, form, matrix)
-        return replace(state, train=_train_side(state)) if form == "primal" or factor.weights is None else state
-
-    def _factor(self, rows: RowSet, factor: Factor, form: Literal["primal", "dual"], matrix: Tensor) -> NewtonState:
-        size = len(matrix)
-        given = single(self.damping)
-        whole = given == 0 or self.rcond is not None
-        eigen = None
-        if whole or size <= SPECTRUM_LIMIT:
-            eps = torch.finfo(torch.float64 if rows.side.problem.linear else rows.side.problem.dtype).eps
-            # inner products of float32 rows are float32; what float64 accumulates of them has the rows' rounding, squared
-            eps = eps if form == "dual" else max(torch.finfo(torch.float64).eps, eps**2)
-            eigen = eigendecompose(matrix, eps, vectors=whole)
-        lambda_max = float(eigen.lam[0]) if eigen is not None else largest_eigenvalue(matrix)
-        auto = max(rows.side.problem.weight_decay or 0.0, lambda_max / AUTO_SHARE)
-        damping = auto if given == "auto" else float(given)
-        rule = Inversion(damping=damping, rcond=self.rcond)
-        cholesky = None if whole else _cholesky(matrix, damping)
-        lambda_min = float("nan")
-        if eigen is None and cholesky is not None:
-            lambda_min = max(0.0, 1 / largest_eigenvalue(cholesky, inverse=True) - damping)
-        state = NewtonState(
-            rows, factor, form, matrix, eigen, cholesky, rule, lambda_max, lambda_min, factor.weights, None, None
-        )
+        base = None if like is None else like.base
+        if base is None or (self._spectral and base.products != torch.float64):
+            base = self._matrix(train, work)
+        state = self._factored(base)
+        if self.precision != "float32":
+            state = replace(state, error=measure_error(base, state.factor, self.precision))
         if self.leave_one_out:
             weights, leverage = _corrected_weights(state)
             state = replace(state, weights=weights, leverage=leverage)
+        if base.form == "primal" or base.factor.weights is None:
+            state = replace(state, train=_train_side(state))
         return state
 
+    @property
+    def _spectral(self) -> bool:
+        """Whether any damping of the list is applied through the eigenvectors."""
+        return self.rcond is not None or 0 in each(self.damping)
+
+    def _matrix(self, train: Side, work: Work) -> NewtonMatrix:
+        factor = make_factor(self.rows, train.logits, train.target, samples=self.samples, seed=self.seed)
+        n, R, _ = factor.cotangents.shape
+        form = smaller_form(train.problem, n, R) if self.form == "auto" else self.form
+        if form == "primal" and self.precision != "float32":
+            raise UsageError(
+                f"With {train.problem.p:,} parameters and {n * R:,} rows the smaller matrix is the primal one, which is "
+                f"accumulated in float64; leave precision={self.precision!r} out."
+            )
+        # a float32 Gram matrix has no small eigenvalues to cut at: what is inverted without damping is accumulated in float64
+        return newton_matrix(train, factor, form, torch.float64 if self._spectral else self.precision, work)
+
+    def _factored(self, base: NewtonMatrix) -> NewtonState:
+        given = single(self.damping)
+        whole = given == 0 or self.rcond is not None
+        eigen = base.eigen(vectors=whole)
+        auto = max(base.rows.side.problem.weight_decay or 0.0, base.lambda_max / AUTO_SHARE)
+        damping = auto if given == "auto" else float(given)
+        rule = Inversion(damping=damping, rcond=self.rcond)
+        if whole:
+            return NewtonState(base, rule, eigen, None, base.factor.weights)
+        factor = cholesky(base.matrix, damping)
+        lambda_min = float("nan")
+        if eigen is None:
+            lowest = 1 / largest_eigenvalue(factor.solve, base.size, base.matrix.device, steps=3)
+            lambda_min = max(0.0, lowest - damping)
+        return NewtonState(base, rule, eigen, factor, base.factor.weights, lambda_min=lambda_min)
+
     def solve(self, state: NewtonState, queries: Side, rows: slice) -> Float[Tensor, "b k"]:
-        """H^+ g for a block of queries: in the dual form already contracted with every train example.
+        """H^+ g for a block of queries: in the dual form, and for moved losses, already contracted with every train example.
 
         Args:
             state: What `fit` gave.
@@ -168,20 +194,23 @@ class GaussNewton:
             rows: The block.
 
         Returns:
-            Dual: scores [b, n]. Primal: H^+ g [b, p].
+            Scores [b, n]; in the primal form, but for moved losses, H^+ g [b, p].
         """
-        cotangents = queries.residual[rows][:, None, :]
-        if state.form == "primal":
-            G = full_rows(catch_rows(queries, state.rows.plan, rows, cotangents))
-            return apply_inverse(state, G.T).T
-        n, R = state.factor.cotangents.shape[:2]
-        if queries is state.rows.side and state.factor.weights is not None:
-            M = _train_columns(state, rows)
-        else:
-            M = cross_gram(state.rows, queries, rows, cotangents)
+        columns = state.base.rows.cotangents.shape[2] if self.leave_one_out == "loss" else 1
+        step = max(1, SOLVE_BYTES // (8 * state.base.size * columns))
+        parts = [slice(at, min(at + step, rows.stop)) for at in range(rows.start, rows.stop, step)]
+        return torch.cat([self._solve(state, queries, part) for part in parts])
+
+    def _solve(self, state: NewtonState, queries: Side, rows: slice) -> Tensor:
+        base = state.base
+        if self.leave_one_out == "loss":
+            return _moved(state, queries, rows)
+        M = base.right_side(queries, rows)
         X = apply_inverse(state, M)
+        if base.form == "primal":
+            return X.T
         if state.weights is not None:
-            scores: Tensor = n**0.5 * torch.einsum("nr,nrb->bn", state.weights, X.view(n, R, -1))
+            scores: Tensor = base.n**0.5 * torch.einsum("nr,nrb->bn", state.weights, X.view(base.n, base.R, -1))
             return scores
         return self._long_form(state, queries, rows, M, X)
 
@@ -190,9 +219,8 @@ class GaussNewton:
         assert state.train is not None  # formed by `fit` for such rows
         if state.rule.damping == 0:
             return (state.train.T @ apply_inverse(state, X)).T
-        train = state.rows.side
-        single = RowSet(train, state.rows.plan, train.residual[:, None, :], state.rows.block)
-        direct = cross_gram(single, queries, rows, queries.residual[rows][:, None, :])
+        residual = queries.residual[rows][:, None, :]
+        direct = cross_gram(state.base.single_rows(), queries, rows, residual, state.base.products)
         return ((direct - state.train.T @ X) / state.rule.damping).T
 
     def scores(
@@ -209,10 +237,10 @@ class GaussNewton:
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        if state.form == "dual":
+        if state.base.form == "dual" or self.leave_one_out == "loss":
             return solved[:, columns]
         assert state.train is not None  # formed by `fit` for the primal form
-        return solved @ state.train[columns].T
+        return product(solved, state.train[columns].T)
 
     def spectrum(self, state: NewtonState) -> Spectrum:
         """Facts of the Gram matrix, whose non-zero eigenvalues are those of the Gauss-Newton matrix.
@@ -221,21 +249,20 @@ class GaussNewton:
             state: What `fit` gave.
 
         Returns:
-            The facts; without a full spectrum the smallest eigenvalue comes from inverse iteration.
+            The facts; without a full spectrum both ends of it come from a few steps of Lanczos.
         """
         if state.eigen is not None:
             return state.eigen.spectrum(state.rule)
-        damping = state.rule.damping
-        lowest = state.lambda_min
+        damping, largest, lowest = state.rule.damping, state.base.lambda_max, state.lambda_min
         return Spectrum(
-            size=len(state.matrix),
-            rank=len(state.matrix),
+            size=state.base.size,
+            rank=state.base.size,
             cutoff=0.0,
             damping=damping,
-            lambda_max=state.lambda_max,
+            lambda_max=largest,
             lambda_min=lowest,
             smallest_kept=lowest + damping,
-            condition=(state.lambda_max + damping) / (lowest + damping),
+            condition=(largest + damping) / (lowest + damping),
             trace_kept=1.0,
             negative=0,
             negative_trace=0.0,
@@ -248,14 +275,18 @@ class GaussNewton:
             state: What `fit` gave.
 
         Returns:
-            Two states, without the leave-one-out correction.
+            Two states, with the leave-one-out weights of this one; a float32 factor serves where the condition allows, since
+            only the order of the first few matters.
         """
         cutoff = 0.0 if state.eigen is None else state.eigen.cutoff(state.rule)
         out = {}
         for factor in (0.1, 10.0):
             rule = state.rule.scaled(factor, cutoff)
-            cholesky = None if state.cholesky is None else _cholesky(state.matrix, rule.damping)
-            out[f"{factor:g}x"] = replace(state, rule=rule, cholesky=cholesky)
+            other = None
+            if state.factor is not None:
+                fine = state.base.lambda_max < SINGLE_CONDITION * rule.damping
+                other = cholesky(state.base.matrix, rule.damping, torch.float32 if fine else torch.float64)
+            out[f"{factor:g}x"] = replace(state, rule=rule, factor=other)
         return out
 
     def warnings(self, state: NewtonState) -> list[str]:
@@ -269,7 +300,7 @@ class GaussNewton:
         """
         said = []
         spectrum = self.spectrum(state)
-        if state.rule.damping == 0 and state.form == "dual" and spectrum.rank == spectrum.size:
+        if state.rule.damping == 0 and state.base.form == "dual" and spectrum.rank == spectrum.size:
             said.append(
                 "The undamped pseudo-inverse interpolates: every train example scores on itself alone, whatever the features. "
                 "Take a damping."
@@ -278,41 +309,9 @@ class GaussNewton:
             said.append(
                 f"The largest leverage is {state.leverage:.2f}; first-order scores of such examples are far off."
             )
+        if state.error is not None:
+            said.append(state.error.sentence())
         return said
-
-
-def _normal_matrix(rows: RowSet) -> Float[Tensor, "p p"]:
-    """A^T A, accumulated in float64."""
-    p = rows.side.problem.p
-    H = torch.zeros(p, p, dtype=torch.float64, device=rows.side.logits.device)
-    for _, block in written_rows(rows):
-        H.addmm_(block.T, block)
-    return H
-
-
-def _train_columns(state: NewtonState, examples: slice) -> Float[Tensor, "N b"]:
-    """A g for train examples, read off K: g_i = sqrt(n) A_i^T w_i."""
-    assert state.factor.weights is not None
-    n, R = state.factor.cotangents.shape[:2]
-    columns = state.matrix[:, examples.start * R : examples.stop * R].view(n * R, -1, R)
-    M: Tensor = n**0.5 * (columns * state.factor.weights[examples]).sum(2)
-    return M
-
-
-def _train_side(state: NewtonState) -> Tensor:
-    """What the train examples are multiplied with: (corrected) gradients [n, p], or A G_tr^T [N, n] for sampled rows."""
-    train = state.rows.side
-    n, R = state.factor.cotangents.shape[:2]
-    if state.form == "primal" and state.weights is not None:
-        parts = [
-            torch.einsum("br,brp->bp", state.weights[examples], block.view(-1, R, block.shape[1])) * n**0.5
-            for examples, block in written_rows(state.rows)
-        ]
-        return torch.cat(parts)
-    single = RowSet(train, state.rows.plan, train.residual[:, None, :], state.rows.block)
-    if state.form == "primal":
-        return torch.cat([full_rows(single.caught(examples)) for examples in single.blocks])
-    return torch.cat([cross_gram(state.rows, train, e, train.residual[e][:, None, :]) for e in single.blocks], dim=1)
 
 
 def apply_inverse(state: NewtonState, M: Float[Tensor, "size b"]) -> Float[Tensor, "size b"]:
@@ -324,105 +323,72 @@ def apply_inverse(state: NewtonState, M: Float[Tensor, "size b"]) -> Float[Tenso
 
     Returns:
         The solutions.
-
-    Raises:
-        SolveError: The residual of a damped solve is too large.
     """
-    damping = state.rule.damping
-    if state.cholesky is None:
+    if state.factor is None:
         assert state.eigen is not None  # one of the two is always there
-        return state.eigen.V @ (state.eigen.inverse(state.rule)[:, None] * (state.eigen.V.T @ M))
-    X = solve_factored(state.cholesky, M)
-    rest = float((M - state.matrix @ X - damping * X).norm())
-    if rest > RESIDUAL * max(float(M.norm()), 1e-300):
-        raise SolveError(
-            f"The damped system has a relative residual of {rest / float(M.norm()):.1e}; raise the damping or take float64."
-        )
+        V = state.eigen.V
+        return product(V, state.eigen.inverse(state.rule)[:, None] * product(V.T, M))
+    X = state.factor.solve(M)
+    if state.factor.L.dtype == torch.float64:
+        check_residual(state.base.matrix, state.rule.damping, M, X)
     return X
 
 
-def _cholesky(matrix: Tensor, damping: float) -> Tensor:
-    shifted = matrix.clone()
-    L: Tensor
-    shifted.diagonal().add_(damping)
-    if shifted.is_cuda:
-        L, failed = torch.linalg.cholesky_ex(shifted)
-        bad = int(failed)
+def _moved(state: NewtonState, queries: Side, rows: slice) -> Tensor:
+    """The change of each query's loss at its logits without each train example, times n."""
+    base = state.base
+    X = apply_inverse(state, base.right_side(queries, rows, logits=True))
+    if base.form == "primal":
+        assert state.train is not None  # formed by `fit` for the primal form
+        shift = product(state.train, X) / base.n
     else:
-        factor, bad = scipy.linalg.lapack.dpotrf(shifted.numpy().T, lower=True, overwrite_a=True, clean=True)
-        L = torch.from_numpy(factor)
-    if bad:
-        raise SolveError(
-            f"The curvature with damping {damping:g} is not positive definite to rounding; raise the damping."
-        )
-    return L
+        assert state.weights is not None  # the correction needs rows that span the gradient
+        shift = torch.einsum("nr,nrb->nb", state.weights, X.view(base.n, base.R, -1)) / base.n**0.5
+    logits = queries.logits[rows]
+    delta = shift.view(base.n, *logits.shape).transpose(0, 1)
+    return base.n * moved_losses(logits, queries.target[rows], delta)
 
 
-def solve_factored(L: Float[Tensor, "size size"], M: Float[Tensor, "size b"]) -> Float[Tensor, "size b"]:
-    """(L L^T)^-1 M.
-
-    Args:
-        L: Lower Cholesky factor, float64.
-        M: Right-hand sides.
-
-    Returns:
-        The solutions.
-    """
-    if L.is_cuda:
-        return torch.cholesky_solve(M, L)
-    X, _ = scipy.linalg.lapack.dpotrs(L.numpy(), M.numpy(), lower=True)
-    return torch.from_numpy(X)
-
-
-def largest_eigenvalue(matrix: Float[Tensor, "size size"], *, inverse: bool = False, steps: int = 40) -> float:
-    """Power iteration on a positive semi-definite matrix.
-
-    Args:
-        matrix: The matrix; with `inverse` its lower Cholesky factor.
-        inverse: Iterate with the inverse.
-        steps: At most so many products; it stops at a relative change of 1e-5.
-
-    Returns:
-        The Rayleigh quotient, a lower bound of the largest eigenvalue.
-    """
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(len(matrix), 1, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    v /= v.norm()
-    value = 0.0
-    for _ in range(steps):
-        u = solve_factored(matrix, v) if inverse else matrix @ v
-        before, value = value, float((v * u).sum())
-        length = float(u.norm())
-        if length == 0 or abs(value - before) <= 1e-5 * abs(value):
-            break
-        v = u / length
-    return value
+def _train_side(state: NewtonState) -> Tensor:
+    """What the train examples are multiplied with: (corrected) gradients [n, p], or A G_tr^T [N, n] for sampled rows."""
+    base = state.base
+    train, R = base.rows.side, base.R
+    if base.form == "primal" and state.weights is not None:
+        parts = [
+            torch.einsum("br,brp->bp", state.weights[examples], block.view(-1, R, block.shape[1])) * base.n**0.5
+            for examples, block in written_rows(base.rows)
+        ]
+        return torch.cat(parts)
+    single = base.single_rows()
+    if base.form == "primal":
+        return torch.cat([full_rows(single.caught(examples)).double() for examples in single.blocks])
+    columns = [cross_gram(base.rows, train, e, train.residual[e][:, None, :], base.products) for e in single.blocks]
+    return torch.cat(columns, dim=1)
 
 
 def _corrected_weights(state: NewtonState) -> tuple[Tensor, float]:
     """w~_i = (I - M_ii)^-1 w_i and the largest eigenvalue of any M_ii, the leverage."""
-    assert state.factor.weights is not None
-    n, R = state.factor.cotangents.shape[:2]
-    lam = state.rule.damping
-    if state.form == "dual":
-        inverse = _inverse(state)
-        at = torch.arange(n * R, device=inverse.device).view(n, R)
-        rest = lam * inverse[at[:, :, None], at[:, None, :]]  # I - M_ii, without cancellation
+    base = state.base
+    assert base.factor.weights is not None and (state.factor is not None or state.eigen is not None)
+    if base.form == "dual":
+        rest = state.rule.damping * _inverse_blocks(state)  # I - M_ii, without cancellation
     else:
-        eye = torch.eye(R, dtype=torch.float64, device=state.matrix.device)
-        rest = torch.empty(n, R, R, dtype=torch.float64, device=state.matrix.device)
-        for examples, block in written_rows(state.rows):
-            solved = apply_inverse(state, block.T).T.view(-1, R, block.shape[1])
-            rest[examples] = eye - block.view(-1, R, block.shape[1]) @ solved.mT
+        eye = torch.eye(base.R, dtype=torch.float64, device=base.matrix.device)
+        rest = eye.repeat(base.n, 1, 1)
+        for examples, block in written_rows(base.rows):
+            solved = apply_inverse(state, block.T).T.view(-1, base.R, block.shape[1])
+            rest[examples] -= block.view(-1, base.R, block.shape[1]) @ solved.mT
     lowest = float(torch.linalg.eigvalsh((rest + rest.mT) / 2).min())
     if lowest <= 0:
         raise SolveError("An example has a leverage of 1: without it the fit is not determined; raise the damping.")
-    corrected: Tensor = torch.linalg.solve(rest, state.factor.weights[:, :, None])[:, :, 0]
+    corrected: Tensor = torch.linalg.solve(rest, base.factor.weights[:, :, None])[:, :, 0]
     return corrected, 1 - lowest
 
 
-def _inverse(state: NewtonState) -> Tensor:
-    if state.cholesky is not None:
-        return torch.cholesky_inverse(state.cholesky)
-    assert state.eigen is not None  # one of the two is always there
-    return (state.eigen.V * state.eigen.inverse(state.rule)) @ state.eigen.V.T
+def _inverse_blocks(state: NewtonState) -> Tensor:
+    R = state.base.R
+    if state.factor is not None:
+        return state.factor.inverse_blocks(R)
+    assert state.eigen is not None  # a cutoff beside the damping
+    V = state.eigen.V.view(-1, R, len(state.eigen.lam))
+    return (V * state.eigen.inverse(state.rule)) @ V.mT

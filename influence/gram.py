@@ -1,227 +1,70 @@
-"""Inner products of rows, tile by tile: K = A A^T and M = A G^T without ever holding all of A."""
+"""Inner products of rows, strip by strip: K = A A^T and M = A G^T without ever holding all of A."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import times_transposed
-from .layers import Caught, NotPerExampleError, Pair, Plan, catch, plan_layers, rows_by_torch_func
-from .problem import Problem
+from .blas import product, times_transposed
+from .layers import Caught, Pair
+from .rowset import RowSet, catch_rows
 from .side import Side
+from .work import ANY, Work
 
-BLOCK_BYTES = 2**26  # of rows caught at once
-KEPT_BYTES = 2**31  # caught blocks up to this size in all are kept for the sweep
-BYTES_TO_FLOPS = 10  # a byte moved costs about as much as so many operations of a matrix product
-
-
-@dataclass(slots=True, eq=False)
-class RowSet:
-    """The rows of a side, caught block by block; kept where all of them fit.
-
-    Args:
-        side: The examples.
-        plan: What is read off which layer.
-        cotangents: [n, R, C].
-        block: Examples in a block.
-    """
-
-    side: Side
-    plan: Plan
-    cotangents: Float[Tensor, "n R C"]
-    block: int
-    _kept: dict[int, Caught] = field(default_factory=dict)
-    _bytes: int = 0
-    _last: tuple[object, slice, Tensor] | None = None
-
-    @property
-    def R(self) -> int:
-        """Rows an example."""
-        return self.cotangents.shape[1]
-
-    @property
-    def blocks(self) -> list[slice]:
-        """Examples of every block."""
-        n = len(self.side)
-        return [slice(start, min(start + self.block, n)) for start in range(0, n, self.block)]
-
-    def caught(self, examples: slice) -> Caught:
-        """The rows of a block.
-
-        Args:
-            examples: One of `blocks`.
-
-        Returns:
-            Its rows, from memory where they were kept.
-        """
-        if examples.start in self._kept:
-            return self._kept[examples.start]
-        rows = catch_rows(self.side, self.plan, examples, self.cotangents[examples])
-        if self._bytes + rows.nbytes <= KEPT_BYTES:
-            self._kept[examples.start] = rows
-            self._bytes += rows.nbytes
-        return rows
+Precision = Literal["float32", "tf32", "bf16"]
+TF32_BITS = 13  # of a float32 mantissa that a tf32 number does not have
+GHOST_NUMBERS = 2**24  # of one step through the pairs of positions
 
 
-def catch_rows(side: Side, plan: Plan, examples: slice, cotangents: Float[Tensor, "b R C"]) -> Caught:
-    """Rows of some examples of a side.
-
-    Args:
-        side: Train set or queries.
-        plan: What is read off which layer.
-        examples: Which ones.
-        cotangents: Theirs.
-
-    Returns:
-        The rows, layer by layer.
-    """
-    if not side.problem.linear:
-        return catch(side.problem, plan, side.inputs(examples), cotangents)
-    from .head import augmented
-
-    phi = augmented(side, examples)  # the head alone: its input is known, and its output gradient is the cotangent
-    b, R, _ = cotangents.shape
-    return Caught([Pair(phi[:, None, :], cotangents[:, :, None, :])], phi.new_empty(b * R, 0), b, R)
-
-
-def make_plan(side: Side, R: int, *, write_all: bool = False) -> Plan:
-    """Decide, from counted operations and bytes, which layers are better not written out.
-
-    Args:
-        side: The train set.
-        R: Rows an example.
-        write_all: Write every layer out: the primal form needs the rows themselves.
-
-    Returns:
-        The plan.
-    """
-    problem = side.problem
-    if problem.linear:
-        return Plan({}, (), {})
-    layers, other = plan_layers(problem)
-    while True:
-        try:
-            plan = Plan(layers, other, {} if write_all else _ghosts(side, layers, R))
-            if _agrees(side, plan):
-                return plan
-            return Plan({}, tuple(problem.theta), {})
-        except NotPerExampleError as error:  # positions folded into the batch, for one: leave that layer to torch.func
-            (name,) = error.args
-            other = (*other, *(f"{name}.{short}" if name else short for short in layers.pop(name)))
-
-
-def _ghosts(side: Side, layers: Mapping[str, tuple[str, ...]], R: int) -> dict[str, bool]:
-    """For every layer, whether its inner products are better taken without writing its rows out."""
-    one = slice(0, 1)
-    mix = torch.ones(1, 1, side.num_classes, device=side.logits.device)
-    ghost = {}
-    for name in layers:
-        pairs = catch(side.problem, Plan({name: layers[name]}, (), {name: True}), side.inputs(one), mix).pairs
-        ghost[name] = bool(pairs) and all(_ghost_wins(pair, R) for pair in pairs)
-    return ghost
-
-
-def _agrees(side: Side, plan: Plan) -> bool:
-    """Whether hooks see all that the parameters do: a weight that is also read outside its layer fools them."""
-    examples = slice(0, min(2, len(side)))
-    z = side.inputs(examples)
-    mix = torch.linspace(1, 2, side.num_classes, dtype=side.problem.dtype, device=z.device).expand(len(z), 1, -1)
-    caught = inner(*[catch(side.problem, plan, z, mix)] * 2)
-    written = rows_by_torch_func(side.problem, tuple(side.problem.theta), z, mix)[:, 0]
-    wanted = (written @ written.T).double()
-    return bool((caught - wanted).abs().max() <= torch.finfo(side.problem.dtype).eps ** 0.5 * wanted.abs().max())
-
-
-def _ghost_wins(pair: Pair, R: int) -> bool:
-    """Whether inner products from U and D cost less than from written rows, for a pair of examples with R rows each."""
-    _, T, inputs = pair.U.shape
-    out = pair.D.shape[3]
-    from_parts = 2 * T * T * (inputs + R * R * (out + 1)) + BYTES_TO_FLOPS * 12 * R * R * T * T
-    written = 2 * R * R * inputs * out + (0 if T == 1 else 2 * T * inputs * out * R // 64)
-    return from_parts < written
-
-
-def block_size(side: Side, plan: Plan, R: int) -> int:
-    """Examples in a block, so that their rows stay within a budget of memory.
-
-    Args:
-        side: The train set.
-        plan: What is read off which layer.
-        R: Rows an example.
-
-    Returns:
-        Between 1 and 512.
-    """
-    one = torch.ones(1, R, side.num_classes, dtype=torch.float64, device=side.logits.device)
-    size = catch_rows(side, plan, slice(0, 1), one).nbytes
-    return max(1, min(512, len(side), BLOCK_BYTES // max(size, 1)))
-
-
-def inner(A: Caught, B: Caught) -> Float[Tensor, "aR bR"]:
-    """Inner products of all rows of two blocks.
-
-    Args:
-        A: Rows [a R, p].
-        B: Rows [b R', p].
-
-    Returns:
-        [a R, b R'], float64: products in the rows' own type, layers added up in float64.
-    """
-    out = times_transposed(A.written, B.written).double()
-    for left, right in zip(A.pairs, B.pairs, strict=True):
-        out += _pair_inner(left, right)
-    return out
-
-
-def _pair_inner(A: Pair, B: Pair) -> Tensor:
-    """The sum over t, s of (D_t . D'_s)(U_t . U'_s), for every pair of rows."""
-    a, R, T, out = A.D.shape
-    b, S, V, _ = B.D.shape
-    if T == V == 1:
-        UU = times_transposed(A.U[:, 0], B.U[:, 0])
-        DD = times_transposed(A.D.reshape(a * R, out), B.D.reshape(b * S, out)).view(a, R, b, S)
-        return (DD * UU[:, None, :, None]).reshape(a * R, b * S).double()
-    result = A.D.new_empty(a, R, b, S, dtype=torch.float64)
-    UU = torch.einsum("ati,bvi->atbv", A.U, B.U)
-    for i in range(a):  # all pairs at once would hold (R T)^2 numbers for each
-        DD = torch.einsum("rto,bsvo->rtbsv", A.D[i], B.D)
-        result[i] = torch.einsum("rtbsv,tbv->rbs", DD, UU[i]).double()
-    return result.reshape(a * R, b * S)
-
-
-def gram(rows: RowSet, told: Callable[[int, int], None] | None = None) -> Float[Tensor, "N N"]:
-    """K = A A^T: tiles of the lower triangle, mirrored.
+def gram(rows: RowSet, products: Precision | torch.dtype, work: Work = ANY) -> Float[Tensor, "N N"]:
+    """K = A A^T: strips of the lower triangle, mirrored.
 
     Args:
         rows: The rows.
-        told: Called with tiles done and their number.
+        products: Type in which rows are multiplied; layers are added up in float64.
+        work: Keeper of strips that were formed earlier, and whom to tell.
 
     Returns:
         K, symmetric, float64; row a of example i lies at i R + a.
     """
-    N = len(rows.side) * rows.R
-    K = torch.empty(N, N, dtype=torch.float64, device=rows.side.logits.device)
-    blocks = rows.blocks
-    total, done = len(blocks) * (len(blocks) + 1) // 2, 0
-    for i, examples in enumerate(blocks):
-        A = rows.caught(examples)
-        for others in blocks[: i + 1]:
-            tile = inner(A, A if others is examples else rows.caught(others))
-            here, there = _span(examples, rows.R), _span(others, rows.R)
-            K[here, there] = tile
-            K[there, here] = tile.T
-            done += 1
-            if told is not None:
-                told(done, total)
+    K = torch.empty(rows.N, rows.N, dtype=torch.float64, device=rows.side.logits.device)
+    for i, examples in enumerate(rows.blocks):
+        here, until = rows.span(examples), slice(0, examples.stop * rows.R)
+        strip = K[here, until]
+        kept = None if work.tiles is None else work.tiles.get(f"gram-{i}")
+        if kept is not None and kept.shape == tuple(strip.shape):
+            strip.copy_(torch.from_numpy(kept))
+        else:
+            strip.zero_()
+            _add_strip(rows, i, products, strip)
+            if work.tiles is not None:
+                work.tiles.put(f"gram-{i}", strip.cpu().numpy())
+        K[: here.start, here] = strip[:, : here.start].T
+        if work.told is not None:
+            work.told(i + 1, len(rows.blocks))
     return K
 
 
-def cross_gram(rows: RowSet, side: Side, examples: slice, cotangents: Float[Tensor, "b R C"]) -> Float[Tensor, "N bR"]:
+def _add_strip(rows: RowSet, i: int, products: Precision | torch.dtype, strip: Tensor) -> None:
+    """Add all inner products of block i with itself and those before it."""
+    blocks = rows.blocks[: i + 1]
+    left = rows.caught(blocks[i])
+    for layer in range(len(left.pairs) + 1):
+        A = _part(left, layer, products)
+        if A is None:
+            continue
+        for others in blocks:
+            B = A if others == blocks[i] else _part(rows.caught(others), layer, products)
+            _add_products(A, B, strip[:, rows.span(others)])
+
+
+def cross_gram(
+    rows: RowSet, side: Side, examples: slice, cotangents: Float[Tensor, "b R C"], products: Precision | torch.dtype
+) -> Float[Tensor, "N bR"]:
     """M = A G^T for a block of other examples.
 
     Args:
@@ -229,57 +72,125 @@ def cross_gram(rows: RowSet, side: Side, examples: slice, cotangents: Float[Tens
         side: The side that G belongs to.
         examples: Which of its examples.
         cotangents: Theirs; the residual alone gives the loss gradient.
+        products: Type in which rows are multiplied.
 
     Returns:
         M, float64.
     """
-    if rows._last is not None and rows._last[0] is side and rows._last[1] == examples:
-        return rows._last[2]  # the same queries at another damping
-    G = catch_rows(side, rows.plan, examples, cotangents)
-    M = torch.cat([inner(rows.caught(block), G) for block in rows.blocks])
-    rows._last = (side, examples, M)
+    G = catch_rows(side, rows.plan, examples, cotangents, rows.step)
+    M = torch.zeros(rows.N, G.b * G.R, dtype=torch.float64, device=side.logits.device)
+    for layer in range(len(G.pairs) + 1):
+        B = _part(G, layer, products)
+        if B is None:
+            continue
+        for block in rows.blocks:
+            A = _part(rows.caught(block), layer, products)
+            _add_products(A, B, M[rows.span(block)])
     return M
 
 
-def written_rows(rows: RowSet) -> Iterator[tuple[slice, Float[Tensor, "bR p"]]]:
-    """The rows themselves, block by block, for the primal form.
+def pulled_back(rows: RowSet, X: Float[Tensor, "N b"]) -> list[Float[Tensor, "q b"]]:
+    """A^T X, layer by layer: with `pushed` the Gram matrix applied without being formed.
 
     Args:
-        rows: With a plan that writes every layer out.
-
-    Yields:
-        Examples and their rows, float64.
-    """
-    for examples in rows.blocks:
-        yield examples, full_rows(rows.caught(examples))
-
-
-def full_rows(caught: Caught) -> Float[Tensor, "bR p"]:
-    """Rows with every layer written out; the order of the columns is that of the plan, for every block of any side.
-
-    Args:
-        caught: Rows of a block.
+        rows: The rows of A.
+        X: Vectors.
 
     Returns:
-        float64.
+        One matrix a layer, in the rows' own type.
     """
-    parts = [*(pair.rows() for pair in caught.pairs), caught.written]
-    return torch.cat(parts, dim=1).double()
+    total: list[Tensor] = []
+    for block in rows.blocks:
+        caught = rows.caught(block)
+        part = X[rows.span(block)].to(rows.side.problem.dtype)
+        found = [product(_written(caught, layer).T, part) for layer in range(len(caught.pairs) + 1)]
+        total = found if not total else [a + b for a, b in zip(total, found, strict=True)]
+    return total
 
 
-def _span(examples: slice, R: int) -> slice:
-    return slice(examples.start * R, examples.stop * R)
-
-
-def smaller_form(problem: Problem, n: int, R: int) -> Literal["primal", "dual"]:
-    """The form with the smaller matrix.
+def pushed(rows: RowSet, V: Sequence[Float[Tensor, "q b"]]) -> Float[Tensor, "N b"]:
+    """A V for vectors in parameter space.
 
     Args:
-        problem: The analysed function.
-        n: Train examples.
-        R: Rows an example.
+        rows: The rows of A.
+        V: One matrix a layer, as `pulled_back` gives them.
 
     Returns:
-        "primal" when p <= n R, else "dual".
+        The products, float64.
     """
-    return "primal" if problem.p <= n * R else "dual"
+    out = torch.zeros(rows.N, V[0].shape[1], dtype=torch.float64, device=rows.side.logits.device)
+    for block in rows.blocks:
+        caught = rows.caught(block)
+        for layer, v in enumerate(V):
+            out[rows.span(block)] += product(_written(caught, layer), v)
+    return out
+
+
+def _written(caught: Caught, layer: int) -> Tensor:
+    """Rows of one layer; the last one stands for all that were written out when they were caught."""
+    return caught.pairs[layer].rows() if layer < len(caught.pairs) else caught.written
+
+
+def _part(caught: Caught, layer: int, products: Precision | torch.dtype) -> Tensor | Pair | None:
+    """What inner products of a layer are taken from: rows, or their parts; None where there is nothing."""
+    if layer < len(caught.pairs) and caught.pairs[layer].ghost:
+        pair = caught.pairs[layer]
+        if products == torch.float64:
+            return Pair(pair.U.double(), pair.D.double(), ghost=True)
+        return pair
+    rows = _written(caught, layer)
+    return rounded(rows, products) if rows.shape[1] else None
+
+
+def rounded(rows: Tensor, products: Precision | torch.dtype) -> Tensor:
+    """Rows as they enter a product.
+
+    Args:
+        rows: Rows in the type of the problem.
+        products: "float32": as they are.
+
+    Returns:
+        bfloat16 on a GPU; elsewhere the numbers that the smaller type would hold, in their own.
+    """
+    if isinstance(products, torch.dtype):
+        return rows.to(products)
+    if products == "bf16":
+        return rows.bfloat16() if rows.is_cuda else rows.bfloat16().to(rows.dtype)
+    if products == "tf32" and not rows.is_cuda:  # to nearest: half a unit of what is left is added, the rest cut off
+        bits = rows.float().contiguous().view(torch.int32)
+        cut = (bits + (1 << (TF32_BITS - 1))) & ~((1 << TF32_BITS) - 1)
+        return cut.view(torch.float32).to(rows.dtype)
+    return rows
+
+
+def _add_products(A: Tensor | Pair | None, B: Tensor | Pair | None, out: Tensor) -> None:
+    """Add A B^T to `out`, in float64."""
+    if isinstance(A, Pair):
+        assert isinstance(B, Pair)  # both sides follow one plan
+        _add_ghost(A, B, out)
+        return
+    assert isinstance(A, Tensor) and isinstance(B, Tensor)
+    if A.dtype == torch.bfloat16:
+        out += torch.mm(A, B.T, out_dtype=torch.float32)
+    else:
+        out += times_transposed(A, B)
+
+
+def _add_ghost(A: Pair, B: Pair, out: Tensor) -> None:
+    """Add the sum over t, s of (D_t . D'_s)(U_t . U'_s), for every pair of rows."""
+    a, R, T, width = A.D.shape
+    b, S, V, _ = B.D.shape
+    if T == V == 1:
+        UU = times_transposed(A.U[:, 0], A.U[:, 0] if A is B else B.U[:, 0])
+        left = A.D.reshape(a * R, width)
+        DD = times_transposed(left, left if A is B else B.D.reshape(b * S, width))
+        DD.view(a, R, b, S).mul_(UU[:, None, :, None])
+        out += DD
+        return
+    UU = torch.einsum("ati,bvi->atbv", A.U, B.U)
+    step = max(1, GHOST_NUMBERS // (R * T * b * S * V))  # all pairs at once would hold (R T)^2 numbers for each
+    for i in range(0, a, step):
+        part = slice(i, min(i + step, a))
+        DD = torch.einsum("arto,bsvo->artbsv", A.D[part], B.D)
+        found = torch.einsum("artbsv,atbv->arbs", DD, UU[part])
+        out[part.start * R : part.stop * R] += found.reshape(-1, b * S)

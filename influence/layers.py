@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,10 @@ from .errors import SolveError
 from .problem import Problem
 
 Normalised = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+Way = Literal["ghost", "parts", "rows"]
+"""Of a linear layer: never written out; written out for each product, which takes less memory; written out at once."""
 
 
 class NotPerExampleError(Exception):
@@ -34,6 +39,13 @@ class Pair:
     """Unfolded input; one more constant column for a bias."""
     D: Float[Tensor, "b R T out"]
     """Gradient at the output, for each of R rows."""
+    ghost: bool = False
+    """Whether inner products are better taken from U and D than from rows."""
+
+    @property
+    def width(self) -> int:
+        """Parameters it stands for."""
+        return self.U.shape[2] * self.D.shape[3]
 
     def rows(self) -> Float[Tensor, "bR p"]:
         """The rows written out.
@@ -64,6 +76,32 @@ class Caught:
         """Memory it takes."""
         return sum(pair.U.nbytes + pair.D.nbytes for pair in self.pairs) + self.written.nbytes
 
+    @property
+    def widest(self) -> int:
+        """Columns of the widest layer, were it written out."""
+        return max([self.written.shape[1], *(pair.width for pair in self.pairs)])
+
+    @property
+    def width(self) -> int:
+        """Columns of all layers together."""
+        return self.written.shape[1] + sum(pair.width for pair in self.pairs)
+
+
+def side_by_side(parts: Sequence[Caught]) -> Caught:
+    """Several blocks as one.
+
+    Args:
+        parts: Blocks caught under one plan.
+
+    Returns:
+        All of their rows, in order.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    layers = zip(*(part.pairs for part in parts), strict=True)
+    pairs = [Pair(torch.cat([p.U for p in layer]), torch.cat([p.D for p in layer]), layer[0].ghost) for layer in layers]
+    return Caught(pairs, torch.cat([part.written for part in parts]), sum(part.b for part in parts), parts[0].R)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
@@ -73,8 +111,8 @@ class Plan:
     """Module name -> which of its parameters ("weight", "bias") are analysed."""
     other: tuple[str, ...]
     """Names of analysed parameters that no such layer holds."""
-    ghost: Mapping[str, bool]
-    """Whether inner products of a layer are taken from U and D, without writing rows out."""
+    ways: Mapping[str, Way]
+    """What is kept of the rows of a linear layer; "rows" where nothing is said."""
 
 
 def plan_layers(problem: Problem) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
@@ -166,10 +204,12 @@ def catch(problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b 
         module = problem.model.get_submodule(name)
         parts = [(x, next(grads).transpose(0, 1)) for x, _ in seen]  # D: [b, R, ...]
         for part in _layer(module, plan.layers[name], parts):
-            if isinstance(part, Pair) and plan.ghost.get(name, False):
-                pairs.append(part)
+            if not isinstance(part, Pair):
+                written.append(part.reshape(b * R, -1))
+            elif (way := plan.ways.get(name, "rows")) == "rows":
+                written.append(part.rows())
             else:
-                written.append(part.rows() if isinstance(part, Pair) else part.reshape(b * R, -1))
+                pairs.append(replace(part, ghost=way == "ghost"))
     if plan.other:
         written.append(rows_by_torch_func(problem, plan.other, z, cotangents).reshape(b * R, -1))
     empty = torch.empty(b * R, 0, dtype=problem.dtype, device=problem.device)

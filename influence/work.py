@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import psutil
+import torch
 from numpy.typing import NDArray
 
 SHARE = 0.5  # of the memory that is free, where nobody names a budget: the other half is for what the libraries take
@@ -17,11 +18,15 @@ LEAST = 2**26
 class TileKeeper(Protocol):
     """Where tiles of a matrix that is dear to form are kept, so that a fit that was stopped goes on from there."""
 
-    def open(self, key: Mapping[str, Any]) -> None:
+    def open(self, key: Mapping[str, Any], block: int) -> int:
         """Begin, or go on.
 
         Args:
             key: What the tiles depend on, ready for JSON; tiles kept under another key are dropped.
+            block: Examples in a block of tiles.
+
+        Returns:
+            The same, or the size of the blocks that tiles were kept of under this key.
         """
 
     def get(self, name: str) -> NDArray[Any] | None:
@@ -54,10 +59,31 @@ class Work:
     told: Callable[[int, int], None] | None = None
     """Called with tiles done and their number."""
 
-    @property
-    def budget(self) -> int:
-        """Bytes."""
-        return max(LEAST, int(psutil.virtual_memory().available * SHARE) if self.memory is None else self.memory)
+    def room(self, device: torch.device | str = "cpu") -> int:
+        """Bytes there are for matrices that a fit cannot do without.
+
+        Args:
+            device: Where it computes.
+
+        Returns:
+            The budget that was named, or all that is free there.
+        """
+        return self.memory if self.memory is not None else int(self.budget(device) / SHARE)
+
+    def budget(self, device: torch.device | str = "cpu") -> int:
+        """Bytes that a fit may take.
+
+        Args:
+            device: Where it computes.
+
+        Returns:
+            The budget that was named, or half of what is free there.
+        """
+        if self.memory is not None:
+            return self.memory
+        if torch.device(device).type == "cuda":
+            return max(LEAST, int(torch.cuda.mem_get_info(device)[0] * SHARE))
+        return max(LEAST, int(psutil.virtual_memory().available * SHARE))
 
 
 ANY = Work()

@@ -272,7 +272,7 @@ def test_common_layers_are_read_by_hooks(name, truths, monkeypatch):
 @pytest.mark.parametrize("name", ["conv", "reused", "bare", "attention"])
 def test_blocks_of_rows_change_nothing(name, block, form, truths, monkeypatch):
     """11 examples in blocks of 4 leave a shorter one; the lower triangle of tiles is mirrored."""
-    monkeypatch.setattr("upweight.influence.gauss_newton.block_size", lambda *_: block)
+    monkeypatch.setattr("upweight.influence.rowset.block_size", lambda *_, **__: block)
     problem = build(name)
     scores = attribute(
         problem.model,
@@ -290,7 +290,7 @@ def test_blocks_of_rows_change_nothing(name, block, form, truths, monkeypatch):
 @pytest.mark.parametrize("name", ["conv", "conv-groups", "linear-positions", "reused", "in-place"])
 def test_inner_products_without_rows_are_those_with_rows(name, ghost, truths, monkeypatch):
     """Which road is cheaper is decided by counting; both must be right."""
-    monkeypatch.setattr("upweight.influence.gram._ghost_wins", lambda *_: ghost)
+    monkeypatch.setattr("upweight.influence.rowset._ghost_wins", lambda *_: ghost)
     monkeypatch.setattr("upweight.influence.layers.rows_by_torch_func", closed_road)
     problem = build(name)
     curvature = GaussNewton(damping=0.05, form="dual")
