@@ -45,6 +45,10 @@ class Option:
     """Takes one or more words."""
     none: bool = False
     """The word none is a value as well."""
+    words_too: tuple[str, ...] = ()
+    """Words that are values of an option of numbers as well."""
+    switch: str | None = None
+    """What true says in a file written when this was a switch; false says nothing."""
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     positional: bool = False
@@ -95,6 +99,10 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     many = typing.get_origin(hint) is tuple
     kind = typing.get_args(hint)[0] if many else hint
+    words = ()
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # of numbers and words
+        kind, literal = typing.get_args(kind)
+        words = typing.get_args(literal)
     return Option(
         name=field.name,
         help=text,
@@ -102,6 +110,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
         default=field.default,
         many=many,
         none=optional and kind in (int, float) and not many,
+        words_too=words,
+        switch=field.metadata.get("switch"),
         metavar=field.name.upper() if kind is str else kind.__name__.upper(),
         negatable=kind is bool,
     )
@@ -147,10 +157,16 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 def _from_word(option: Option, word: str) -> Any:
     if option.none and word == "none":
         return None
+    if word in option.words_too:
+        return word
     try:
         return option.kind(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not {NOUNS[option.kind]}") from None
+        raise argparse.ArgumentTypeError(f"{word!r} is not {_noun(option)}") from None
+
+
+def _noun(option: Option) -> str:
+    return " or ".join([NOUNS[option.kind], *option.words_too])
 
 
 def _shown(value: Any) -> str:
@@ -254,13 +270,17 @@ def read_config(path: str | Path, command: str, bound: Sequence[Bound]) -> dict[
 def _from_toml(path: Path, option: Option, value: Any) -> Any:
     if option.none and value == "none":
         return None
-    items = value if option.many and isinstance(value, list) else [value]
-    if option.many != isinstance(value, list) or not all(_is_a(item, option.kind) for item in items):
-        wanted = f"a list, each entry {NOUNS[option.kind]}" if option.many else NOUNS[option.kind]
+    if option.switch is not None and isinstance(value, bool):
+        return option.switch if value else None
+    items = (
+        value if option.many and isinstance(value, list) else [value]
+    )  # a list of one may be written without brackets
+    if not all(item in option.words_too or _is_a(item, option.kind) for item in items):
+        wanted = f"{_noun(option)}, or a list of such" if option.many else _noun(option)
         raise ConfigError(f"{path} sets {option.name} = {json.dumps(value, default=str)}; {wanted} is wanted.")
     if option.choices and value not in option.choices:
         raise ConfigError(f"{path} sets {option.name} = {value!r}; choose one of {', '.join(option.choices)}.")
-    typed = tuple(option.kind(item) for item in items)
+    typed = tuple(item if item in option.words_too else option.kind(item) for item in items)
     return typed if option.many else typed[0]
 
 

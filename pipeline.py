@@ -6,12 +6,12 @@ Heavy modules are imported inside the functions that need them, so that the comm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import UsageError
-from .influence.settings import AttributeSettings
+from .influence.settings import AttributeSettings, memory_bytes
 from .models.settings import DataSettings, FineTuneSettings, PretrainSettings
 from .scoring import (
     STORE_FILE,
@@ -97,6 +97,7 @@ def attribute(
     dtype: torch.dtype | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    memory: str | float | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
@@ -118,6 +119,8 @@ def attribute(
             is computed in float64 whatever this says.
         device: "auto", "cpu", "cuda" or "cuda:N".
         batch_size: Examples in one pass of the network (256 by default); changes no number.
+        memory: Bytes that matrices and blocks of rows may take, or text such as "8GB"; None: half of what is free. Changes no
+            number.
         out: Path of an HDF5 store, resumable; None keeps the scores in memory.
         overwrite: Replace a store that was made under other settings.
         progress: None, True for a bar on the terminal, or a function of (stage, done, total).
@@ -145,6 +148,7 @@ def attribute(
         raise UsageError(
             f"curvature is {curvature!r}; give an object such as upweight.LinearHead() or upweight.Hessian()."
         )
+    budget = memory_bytes(memory)
     names, head = resolve(model, parameters)
     with evaluating(model), reporting(progress) as report:
         prepared = prepare(
@@ -166,7 +170,7 @@ def attribute(
             train_scores=train_scores,
         )
         plan = [(prepared, one) for one in variant.each_damping()]
-        return score(plan, out, report, overwrite=overwrite)[""]
+        return score(plan, out, report, memory=budget, overwrite=overwrite)[""]
 
 
 def pretrain(
@@ -303,11 +307,7 @@ def attribute_run(
 
     run = run if isinstance(run, Run) else load_run(run)
     out = (run.path if out is None else out) / STORE_FILE
-    config = {
-        **{name: value for name, value in asdict(settings).items() if name not in ("device", "batch_size")},
-        "model_sha256": run.info["model_sha256"],
-        "data_sha256": run.info["data"]["fingerprint"],
-    }
+    config = run_config(run, settings)
     finished = standing_scores(out, config, overwrite=overwrite)
     if finished is not None:
         return finished
@@ -317,10 +317,27 @@ def attribute_run(
         prepared = prepared_sides(run.model.model, sides, settings, decay, report)
         plan = [(prepared, variant) for variant in make_variants(prepared, settings, decay)]
         if "block" in settings.also:
-            block = replace(settings, parameters=f"blocks:{run.info['k']}", curvature="gauss-newton", damping=None)
+            block = replace(settings, parameters=f"blocks:{run.info['k']}", curvature="gauss-newton", damping=())
             whole = prepared_sides(run.model.model, sides, block, decay, report)
             plan.append((whole, replace(plan[0][1], curvature=make_curvature(whole, block), name="block")))
-        return score(plan, out, report, config, overwrite=overwrite)
+        return score(plan, out, report, config, memory=memory_bytes(settings.memory), overwrite=overwrite)
+
+
+def run_config(run: Run, settings: AttributeSettings) -> dict[str, Any]:
+    """What decides the scores of a run.
+
+    Args:
+        run: The run.
+        settings: Parameters, curvature, label.
+
+    Returns:
+        Settings, and the hashes of weights and data.
+    """
+    return {
+        **settings.decisive(),
+        "model_sha256": run.info["model_sha256"],
+        "data_sha256": run.info["data"]["fingerprint"],
+    }
 
 
 def attribute_own(
@@ -361,4 +378,4 @@ def attribute_own(
         prepared = prepared_sides(network, Sides(train, queries), settings, own.weight_decay, report)
         plan = [(prepared, variant) for variant in make_variants(prepared, settings, own.weight_decay)]
         out.mkdir(parents=True, exist_ok=True)
-        return score(plan, out / STORE_FILE, report, overwrite=overwrite)
+        return score(plan, out / STORE_FILE, report, memory=memory_bytes(settings.memory), overwrite=overwrite)

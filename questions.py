@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UsageError
+from .influence.damping import damping_of
 from .models.errors import DataError
 from .scoring import STORE_FILE, open_scores, store_of
 
@@ -324,9 +325,14 @@ def _scores(run: Path, variant: str) -> Scores:
 
     store = store_of(run)
     names = [name or MAIN for name in variant_names(store)]
-    if variant not in names:
-        raise UsageError(f"{store} has no scores called {variant!r}; it has {', '.join(names)}.")
-    return open_scores(store, "" if variant == MAIN else variant)
+    if variant in names:
+        return open_scores(store, "" if variant == MAIN else variant)
+    damping = damping_of(variant)
+    if damping is not None and MAIN in names:  # the main scores by their damping, or a number written another way
+        found = open_scores(store).at_damping.get(damping)
+        if found is not None:
+            return found
+    raise UsageError(f"{store} has no scores called {variant!r}; it has {', '.join(names)}.")
 
 
 def _folder(run: Path) -> Path:

@@ -282,13 +282,14 @@ def make_variants(prepared: Prepared, settings: AttributeSettings, weight_decay:
         query_label=settings.query_label,  # type: ignore[arg-type]  # checked by the settings
         train_scores=settings.train_scores,
     )
-    variants = [main]
+    variants = main.each_damping()
+    main = variants[0]
     if "damped" in settings.also:
         if not weight_decay:
             raise UsageError(
                 "The damped scores take the run's weight decay as damping, and it has none; leave `damped` out."
             )
-        damped = make_curvature(prepared, replace(settings, damping=weight_decay))
+        damped = make_curvature(prepared, replace(settings, damping=(weight_decay,)))
         variants.append(replace(main, curvature=damped, name="damped"))
     if "predicted" in settings.also:
         variants.append(replace(main, query_label="predicted", train_scores=False, name="predicted"))
@@ -311,21 +312,25 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
     from .influence.hessian import Hessian
 
     name = settings.curvature
-    damping = settings.damping or 0.0
     if name == "auto":
         name = "linear-head" if prepared.problem.linear else "gauss-newton"
+    if "block" not in settings.also:  # which rows may be meant for
+        settings = replace(settings, curvature=name)  # refuses what belongs to another
+    numbers: Any = settings.damping or (0.0,)
+    leave_one_out: Any = settings.leave_one_out == "score" or settings.leave_one_out or False
     if name == "linear-head":
-        return LinearHead(damping=damping, rcond=settings.rcond)
+        more: dict[str, Any] = {"leave_one_out": leave_one_out} if leave_one_out else {}
+        return LinearHead(damping=numbers, rcond=settings.rcond, **more)
     if name == "gauss-newton":
         return GaussNewton(
             rows=settings.rows,  # type: ignore[arg-type]  # checked by the settings
-            damping="auto" if settings.damping is None else settings.damping,
+            damping=settings.damping or "auto",
             rcond=settings.rcond,
-            leave_one_out=settings.leave_one_out,
+            leave_one_out=leave_one_out,
         )
     if name == "hessian":
         return Hessian(
-            damping=damping,
+            damping=numbers,
             rcond=settings.rcond,
             absolute=settings.absolute,
             negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion

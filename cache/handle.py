@@ -179,7 +179,9 @@ class Store:
             if not self.contents.complete:
                 raise StoreError(incomplete(self.path, self.contents))
             train, scores = self._examples("train"), group["scores"]
-            facts = {"spectrum": _spectrum(group), "meta": {**self.contents.shared, **read_attributes(scores)}}
+            meta = {**self.contents.shared, **read_attributes(scores)}
+            facts: dict[str, Any] = {"spectrum": _spectrum(group), "meta": meta}
+            further: dict[float | str, Scores]
             further = {} if variant else {damping: self.scores(name) for name, damping in self._dampings().items()}
             if "queries" not in self.contents.counts:
                 return Scores(scores["train"], train, train, on_itself=True, at_damping=further, **facts)

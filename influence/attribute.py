@@ -145,8 +145,8 @@ class Variant:
             The first under this variant's own name, the others called after their damping; of a single one the variant itself.
         """
         several = each(getattr(self.curvature, "damping", None))
-        if len(several) == 1 and several[0] is getattr(self.curvature, "damping", None):
-            return [self]  # a curvature of another make need not be a dataclass
+        if len(several) == 1:
+            return [self]
         names = [self.name, *map(variant_name, several[1:])]
         return [
             replace(self, curvature=replace(self.curvature, damping=damping), name=name)  # type: ignore[type-var]

@@ -20,7 +20,7 @@ def checked(damping: Any, *, auto: bool = False) -> Damping | tuple[Damping, ...
         auto: Whether the curvature has a rule of its own for "auto".
 
     Returns:
-        The damping itself, or a tuple.
+        The damping itself, also where it is the only one of a list; or a tuple of two or more.
 
     Raises:
         UsageError: An entry is no number, a list is empty, or names a damping twice.
@@ -33,7 +33,7 @@ def checked(damping: Any, *, auto: bool = False) -> Damping | tuple[Damping, ...
     twice = [entry for i, entry in enumerate(several) if entry in several[:i]]
     if twice:
         raise UsageError(f"damping names {twice[0]} twice; give each value once.")
-    return several
+    return several if len(several) > 1 else several[0]
 
 
 def _one(damping: Any, auto: bool) -> Damping:
@@ -81,7 +81,7 @@ def single(damping: Any) -> Any:
     return damping
 
 
-def variant_name(damping: Damping) -> str:
+def variant_name(damping: float | str) -> str:
     """What the scores at a damping are called in a store.
 
     Args:

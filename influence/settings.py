@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from .. import UsageError
 
 CURVATURES = ("auto", "linear-head", "gauss-newton", "hessian", "gradient-dot", "gradient-cosine")
 ROWS = ("logits", "margin", "trak", "label", "sampled")
+LEAVE_ONE_OUT = ("score", "loss")
 ALSO = ("damped", "predicted", "block")
 DTYPES = ("float32", "float64")
 
@@ -23,15 +26,17 @@ class AttributeSettings:
     """auto (linear-head for the head, gauss-newton otherwise), linear-head, gauss-newton, hessian, gradient-dot or
     gradient-cosine."""
 
-    damping: float | None = None
-    """Added to every eigenvalue of the mean curvature; not given: 0, and for gauss-newton the weight decay or a 300th of the
-    largest eigenvalue, whichever is more."""
+    damping: tuple[float | Literal["auto"], ...] = ()
+    """Added to every eigenvalue of the mean curvature; auto is gauss-newton's rule: the weight decay or a 300th of the largest
+    eigenvalue, whichever is more. Of several the first makes the main scores, the others stand beside them (damping=0.01). Not
+    given: auto for gauss-newton, 0 otherwise."""
 
     rows: str = "logits"
     """Factor of gauss-newton: logits (exact), margin, trak, label or sampled."""
 
-    leave_one_out: bool = False
-    """Correct gauss-newton's scores for the leverage of the example that is removed."""
+    leave_one_out: str | None = field(default=None, metadata={"switch": "score"})
+    """Correct linear-head's or gauss-newton's scores for the leverage of the example that is removed: score (one Newton step), or
+    loss (the query's loss at the logits that this step moves)."""
 
     rcond: float | None = None
     """Cutoff of the pseudo-inverse relative to the largest eigenvalue; not given: size times rounding unit."""
@@ -61,10 +66,14 @@ class AttributeSettings:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    memory: str | None = None
+    """Memory that matrices and blocks of rows may take, as 8GB or 512MiB; not given: half of what is free; changes no number."""
+
     def __post_init__(self) -> None:
         for name, allowed in (
             ("curvature", CURVATURES),
             ("rows", ROWS),
+            ("leave_one_out", (None, *LEAVE_ONE_OUT)),
             ("query_label", ("true", "predicted")),
             ("dtype", (None, *DTYPES)),
         ):
@@ -74,13 +83,73 @@ class AttributeSettings:
         for name in self.also:
             if name not in ALSO:
                 raise UsageError(f"also names {name!r}; choose among {', '.join(ALSO)}.")
-        if self.curvature not in ("gauss-newton", "auto") and (self.rows != "logits" or self.leave_one_out):
-            raise UsageError(f"rows and leave_one_out belong to gauss-newton; the curvature here is {self.curvature}.")
+        if self.curvature not in ("gauss-newton", "auto") and self.rows != "logits":
+            raise UsageError(f"rows belong to gauss-newton; the curvature here is {self.curvature}.")
+        if self.curvature not in ("linear-head", "gauss-newton", "auto") and self.leave_one_out:
+            raise UsageError(
+                f"leave_one_out belongs to linear-head and gauss-newton; the curvature here is {self.curvature}."
+            )
         if self.curvature not in ("hessian", "auto") and (self.absolute is not None or self.negative != "invert"):
             raise UsageError(f"absolute and negative belong to the hessian; the curvature here is {self.curvature}.")
-        if self.curvature.startswith("gradient") and (self.damping or self.rcond is not None or "damped" in self.also):
+        if self.curvature.startswith("gradient") and (
+            any(self.damping) or self.rcond is not None or "damped" in self.also
+        ):
             raise UsageError(
                 f"{self.curvature} has no curvature to damp or cut; leave out damping, rcond and `also damped`."
             )
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+        memory_bytes(self.memory)
+        self._check_damping()
+
+    def _check_damping(self) -> None:
+        for i, damping in enumerate(self.damping):
+            if not isinstance(damping, str) and not 0 <= damping < float("inf"):  # catches NaN too
+                raise UsageError(f"damping is {damping}; give finite numbers >= 0, or auto.")
+            if damping in self.damping[:i]:
+                raise UsageError(f"damping names {damping} twice; give each value once.")
+        if "auto" in self.damping and self.curvature not in ("gauss-newton", "auto"):
+            raise UsageError(f"The damping auto is gauss-newton's rule; give {self.curvature} numbers.")
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the scores.
+
+        Returns:
+            Every setting but those that change no number, ready for JSON; a single damping is a number.
+        """
+        damping = self.damping if len(self.damping) > 1 else next(iter(self.damping), None)
+        told = {**asdict(self), "damping": damping, "leave_one_out": self.leave_one_out or False}
+        return {name: value for name, value in told.items() if name not in ("device", "batch_size", "memory")}
+
+
+def memory_bytes(memory: str | float | None) -> int | None:
+    """A budget of memory in bytes.
+
+    Args:
+        memory: A number of bytes, or text: a number with B, kB, MB, GB, TB (powers of 1,000), KiB, MiB, GiB or TiB (of 1,024).
+
+    Returns:
+        Whole bytes; None where none is named.
+
+    Raises:
+        UsageError: It cannot be read, or is not positive.
+    """
+    if memory is None:
+        return None
+    number, unit = memory, ""
+    if isinstance(memory, str):
+        found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?i?b?)\s*", memory, flags=re.IGNORECASE)
+        number, unit = found.groups() if found else ("nan", "")
+    try:
+        size = float(number) * _unit(unit.lower())
+    except (TypeError, ValueError):
+        size = float("nan")
+    if not 1 <= size < float("inf"):  # catches NaN too
+        raise UsageError(f"memory is {memory!r}; give bytes, or a size such as 8GB or 512MiB.")
+    return int(size)
+
+
+def _unit(unit: str) -> int:
+    prefix = unit.removesuffix("b").removesuffix("i")
+    base = 1024 if "i" in unit else 1000
+    return base ** ("kmgt".index(prefix) + 1) if prefix else 1

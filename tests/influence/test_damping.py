@@ -121,6 +121,11 @@ def test_arrays_are_lists_too():
     assert LinearHead(damping=np.float64(0.5)) == LinearHead(damping=0.5)
 
 
+def test_a_list_of_one_is_a_single_damping():
+    assert LinearHead(damping=[0.5]) == LinearHead(damping=0.5)
+    assert score("head", LinearHead(damping=[0.5])).meta["curvature"]["damping"] == 0.5
+
+
 def test_a_list_is_not_fitted_itself():
     problem = parts(BY_NAME["head"]).problem
     for curvature in (LinearHead(damping=HEAD), Hessian(damping=HEAD)):

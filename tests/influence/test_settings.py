@@ -1,0 +1,67 @@
+"""What words and files can ask of attribution, and what is refused before any work."""
+
+import json
+
+import pytest
+from upweight import UsageError
+from upweight.influence.settings import AttributeSettings, memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"damping": (0.1, 0.1)}, "damping names 0.1 twice; give each value once"),
+        ({"damping": ("auto", 0.1, "auto")}, "damping names auto twice"),
+        ({"damping": (0.1, -0.1)}, r"damping is -0\.1; give finite numbers >= 0, or auto"),
+        ({"damping": (float("nan"),)}, "damping is nan"),
+        ({"damping": (float("inf"),)}, "damping is inf"),
+        ({"damping": ("auto",), "curvature": "hessian"}, "auto is gauss-newton's rule; give hessian numbers"),
+        (
+            {"damping": (0.1, "auto"), "curvature": "linear-head"},
+            "auto is gauss-newton's rule; give linear-head numbers",
+        ),
+        ({"damping": (0.0, 0.1), "curvature": "gradient-dot"}, "gradient-dot has no curvature to damp"),
+        ({"leave_one_out": "yes"}, "leave_one_out is 'yes'; choose one of score, loss"),
+        ({"leave_one_out": "score", "curvature": "hessian"}, "belongs to linear-head and gauss-newton"),
+        ({"rows": "margin", "curvature": "linear-head"}, "rows belong to gauss-newton"),
+        ({"memory": "plenty"}, "memory is 'plenty'; give bytes, or a size such as 8GB or 512MiB"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        AttributeSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("8GB", 8_000_000_000),
+        ("512MiB", 512 * 1024**2),
+        ("1.5 GiB", 3 * 2**29),
+        ("2g", 2_000_000_000),
+        ("3T", 3 * 10**12),
+        ("64k", 64_000),
+        ("1e9", 10**9),
+        ("100 B", 100),
+        (8e9, 8_000_000_000),
+        (12345, 12345),
+        (None, None),
+    ],
+)
+def test_memory(said, size):
+    assert memory_bytes(said) == size
+
+
+@pytest.mark.parametrize("said", ["", "GB", "-1GB", "8 GB of it", "1.2.3GB", "8XB", 0, -5, float("nan"), float("inf")])
+def test_memory_that_cannot_be_read(said):
+    with pytest.raises(UsageError, match="give bytes, or a size such as 8GB"):
+        memory_bytes(said)
+
+
+def test_what_changes_no_number_is_not_decisive():
+    plain = AttributeSettings().decisive()
+    assert AttributeSettings(memory="8GB", batch_size=3, device="cpu").decisive() == plain
+    assert json.loads(json.dumps(plain))["damping"] is None and plain["leave_one_out"] is False
+    assert AttributeSettings(damping=(0.25,)).decisive() == plain | {"damping": 0.25}
+    assert AttributeSettings(damping=(0.1, "auto")).decisive()["damping"] == (0.1, "auto")
+    assert AttributeSettings(leave_one_out="loss").decisive()["leave_one_out"] == "loss"
