@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from .cache.scratch import Scratch
     from .cache.store import Store
     from .influence.attribute import Fitted, Prepared, Variant
     from .influence.curvature import Curvature
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .models.checkpoints import LoadedModel
 
 STORE_FILE = "influence.h5"
+IDENTITY = ("weights", "model_sha256", "data_sha256")  # what tiles of a Gram matrix depend on, of a config
 SMALL_NETWORK = 1_000_000  # parameters up to which torch works on one thread
 
 
@@ -135,6 +137,7 @@ def score(
     Returns:
         Scores by variant.
     """
+    from .cache.scratch import Scratch
     from .influence.attribute import tile_shape, write_scores
 
     grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
@@ -144,14 +147,18 @@ def score(
     finished = standing_scores(Path(out), config, overwrite=overwrite)
     if finished is not None:
         return finished
-    fitted = _fitted(plan, report, memory)
+    scratch = Scratch(Path(out), {name: config[name] for name in IDENTITY if name in config})
+    fitted = _fitted(plan, report, memory, scratch)
     with _store(fitted, Path(out), config, grid, overwrite=overwrite) as store:
         write_scores(fitted, {name: store.sink(name) for name in store.contents.variants}, grid, report)
         store.finish()
+    scratch.remove()
     return {one.variant.name: open_scores(out, one.variant.name) for one in fitted}
 
 
-def _fitted(plan: Sequence[tuple[Prepared, Variant]], report: Progress | None, memory: int | None) -> list[Fitted]:
+def _fitted(
+    plan: Sequence[tuple[Prepared, Variant]], report: Progress | None, memory: int | None, tiles: Scratch | None = None
+) -> list[Fitted]:
     """Every variant fitted, each with what those before it have in common with it."""
     from .influence.attribute import fit
     from .influence.work import Work
@@ -159,7 +166,7 @@ def _fitted(plan: Sequence[tuple[Prepared, Variant]], report: Progress | None, m
     fitted: list[Fitted] = []
     for prepared, variant in plan:
         told = None if report is None else partial(report, f"gram ({variant.name})" if variant.name else "gram")
-        work = Work(memory=memory, tiles=None, told=told)
+        work = Work(memory=memory, tiles=tiles, told=told)
         fitted.append(fit(prepared, variant, report, before=fitted, work=work))
     return fitted
 
