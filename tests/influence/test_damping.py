@@ -1,6 +1,9 @@
 """A list of dampings: each gives what a run with it alone gives, and what the loops give, in memory and in a store."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,7 +126,7 @@ def test_arrays_are_lists_too():
 
 def test_a_list_of_one_is_a_single_damping():
     assert LinearHead(damping=[0.5]) == LinearHead(damping=0.5)
-    assert score("head", LinearHead(damping=[0.5])).meta["curvature"]["damping"] == 0.5
+    assert score("head", LinearHead(damping=[0.5])).meta["curvature"] == LinearHead(damping=0.5).settings()
 
 
 def test_a_list_is_not_fitted_itself():
@@ -200,3 +203,53 @@ def test_the_curvature_is_formed_once(monkeypatch):
     monkeypatch.setattr(hessian, "assemble_hessian", lambda *args: formed.append(args) or real(*args))
     score("mlp", Hessian(damping=[1.0, 2.0, 3.0]))
     assert len(formed) == 1
+
+
+SCORE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+import upweight
+import upweight.influence.attribute
+from cases import BY_NAME
+upweight.influence.attribute.tile_shape = lambda p: (3, 10)
+problem = BY_NAME["mlp"].build()
+upweight.attribute(
+    problem.model, problem.train, problem.queries, parameters=problem.parameters, train_scores=True, out=sys.argv[1],
+    curvature=upweight.GaussNewton(damping=[1e-3, "auto", 0.1], form="dual"),
+    progress=lambda *what: print(*what, flush=True),
+)
+"""
+
+
+def run(path, lines=None):
+    """Score in a process of its own, killed after so many tiles: how many it said are there."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCORE, str(path), str(Path(__file__).parent.parent)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        said = 0
+        for line in process.stdout:
+            said += line.startswith("score ")
+            if said == lines:
+                process.kill()
+                break
+        process.communicate()
+    assert process.returncode == (0 if lines is None else -9)
+    return said
+
+
+def test_killed_between_dampings_it_ends_as_if_nothing_had_happened(tmp_path):
+    whole, path = tmp_path / "whole.h5", tmp_path / "a.h5"
+    tiles = run(whole)
+    scores = upweight.open_scores(whole)
+    m, n = scores.matrix.shape
+    a_row = -(-n // 10)
+    assert tiles == 3 * a_row * (-(-m // 3) + -(-n // 3))
+    for lines in (a_row, 4 * a_row + 1):  # after the first damping of a block; inside the second of the next
+        run(path, lines)
+        assert not path.exists()
+    assert run(path) == tiles  # those that were there count
+    for damping, one in upweight.open_scores(path).at_damping.items():
+        np.testing.assert_array_equal(one.matrix[:], scores.at_damping[damping].matrix[:])
+        np.testing.assert_array_equal(one.on_train.matrix[:], scores.at_damping[damping].on_train.matrix[:])
