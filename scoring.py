@@ -334,6 +334,7 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
             damping=settings.damping or "auto",
             rcond=settings.rcond,
             leave_one_out=leave_one_out,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by the settings
         )
     if name == "hessian":
         return Hessian(

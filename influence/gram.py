@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .blas import product, times_transposed
 from .layers import Caught, Pair
+from .problem import multiplying
 from .rowset import RowSet, catch_rows
 from .side import Side
 from .work import ANY, Work
@@ -59,7 +60,7 @@ def _add_strip(rows: RowSet, i: int, products: Precision | torch.dtype, strip: T
             continue
         for others in blocks:
             B = A if others == blocks[i] else _part(rows.caught(others), layer, products)
-            _add_products(A, B, strip[:, rows.span(others)])
+            _add_products(A, B, products, strip[:, rows.span(others)])
 
 
 def cross_gram(
@@ -85,7 +86,7 @@ def cross_gram(
             continue
         for block in rows.blocks:
             A = _part(rows.caught(block), layer, products)
-            _add_products(A, B, M[rows.span(block)])
+            _add_products(A, B, products, M[rows.span(block)])
     return M
 
 
@@ -163,7 +164,9 @@ def rounded(rows: Tensor, products: Precision | torch.dtype) -> Tensor:
     return rows
 
 
-def _add_products(A: Tensor | Pair | None, B: Tensor | Pair | None, out: Tensor) -> None:
+def _add_products(
+    A: Tensor | Pair | None, B: Tensor | Pair | None, products: Precision | torch.dtype, out: Tensor
+) -> None:
     """Add A B^T to `out`, in float64."""
     if isinstance(A, Pair):
         assert isinstance(B, Pair)  # both sides follow one plan
@@ -172,6 +175,9 @@ def _add_products(A: Tensor | Pair | None, B: Tensor | Pair | None, out: Tensor)
     assert isinstance(A, Tensor) and isinstance(B, Tensor)
     if A.dtype == torch.bfloat16:
         out += torch.mm(A, B.T, out_dtype=torch.float32)
+    elif products == "tf32" and A.is_cuda:
+        with multiplying("high"):
+            out += times_transposed(A, B)
     else:
         out += times_transposed(A, B)
 

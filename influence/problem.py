@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +21,28 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager
+def multiplying(kind: Literal["highest", "high"]) -> Generator[None]:
+    """Set for a while what a GPU multiplies float32 matrices in, whatever the user has set for training.
+
+    Args:
+        kind: "highest": float32 itself, in convolutions too. "high": tf32.
+
+    Yields:
+        Nothing.
+    """
+    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(kind)
+    torch.backends.cudnn.allow_tf32 = kind == "high"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Put a model in eval mode for a while; every module gets its own mode back, whatever happens inside.
+    """Put a model in eval mode for a while, and a GPU to full precision; every module gets its own mode back, whatever happens.
 
     Args:
         model: Any module.
@@ -32,7 +53,8 @@ def evaluating(model: nn.Module) -> Generator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with multiplying("highest"):  # a GPU convolves in tf32 unless it is told not to
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

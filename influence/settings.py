@@ -13,6 +13,7 @@ ROWS = ("logits", "margin", "trak", "label", "sampled")
 LEAVE_ONE_OUT = ("score", "loss")
 ALSO = ("damped", "predicted", "block")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,10 @@ class AttributeSettings:
     dtype: str | None = None
     """float32 or float64, for gradients and stored scores; not given: the model's own."""
 
+    precision: str = "float32"
+    """In which gauss-newton multiplies float32 rows: float32, or tf32 or bf16 on the tensor cores of a GPU, whose score error is
+    then measured and told."""
+
     batch_size: int = 256
     """Examples in one pass of the network; changes no number."""
 
@@ -76,6 +81,7 @@ class AttributeSettings:
             ("leave_one_out", (None, *LEAVE_ONE_OUT)),
             ("query_label", ("true", "predicted")),
             ("dtype", (None, *DTYPES)),
+            ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in allowed:
                 shown = ", ".join(str(choice) for choice in allowed if choice is not None)
@@ -85,6 +91,10 @@ class AttributeSettings:
                 raise UsageError(f"also names {name!r}; choose among {', '.join(ALSO)}.")
         if self.curvature not in ("gauss-newton", "auto") and self.rows != "logits":
             raise UsageError(f"rows belong to gauss-newton; the curvature here is {self.curvature}.")
+        if self.curvature not in ("gauss-newton", "auto") and self.precision != "float32":
+            raise UsageError(
+                f"precision {self.precision} belongs to gauss-newton; the curvature here is {self.curvature}."
+            )
         if self.curvature not in ("linear-head", "gauss-newton", "auto") and self.leave_one_out:
             raise UsageError(
                 f"leave_one_out belongs to linear-head and gauss-newton; the curvature here is {self.curvature}."

@@ -223,3 +223,22 @@ class TestOptions:
     def test_impossible_settings_of_the_head_are_refused_at_birth(self, option, bad):
         with pytest.raises(UsageError, match=option):
             LinearHead(**{option: bad})
+
+
+def test_a_gpu_computes_in_full_precision_and_gets_its_own_back():
+    """Convolutions use tf32 by default, and a training script may have asked for it everywhere."""
+    from upweight.influence.problem import evaluating
+
+    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        with pytest.raises(ZeroDivisionError), evaluating(nn.Linear(2, 2)):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+            raise ZeroDivisionError
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(matrices)
+        torch.backends.cudnn.allow_tf32 = convolutions
