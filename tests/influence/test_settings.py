@@ -24,6 +24,8 @@ from upweight.influence.settings import AttributeSettings, memory_bytes
         ({"leave_one_out": "yes"}, "leave_one_out is 'yes'; choose one of score, loss"),
         ({"leave_one_out": "score", "curvature": "hessian"}, "belongs to linear-head and gauss-newton"),
         ({"rows": "margin", "curvature": "linear-head"}, "rows belong to gauss-newton"),
+        ({"precision": "bf16", "curvature": "hessian"}, "precision bf16 belongs to gauss-newton"),
+        ({"precision": "fp8"}, "precision is .fp8.; choose one of float32, tf32, bf16"),
         ({"memory": "plenty"}, "memory is 'plenty'; give bytes, or a size such as 8GB or 512MiB"),
     ],
 )
