@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import BY_NAME
+from cases import BY_NAME, Problem
 from methods import assert_scores, parts
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
@@ -73,6 +73,50 @@ class TestForms:
         problem = BY_NAME["mlp"].build()
         newton, hessian = score(problem, GaussNewton(damping=1.0)).matrix, score(problem, Hessian(damping=1.0)).matrix
         assert abs(newton - hessian).max() > 1e-2 * abs(hessian).max()
+
+
+class TestSizes:
+    @pytest.mark.parametrize("n", [7, 8, 9])
+    @pytest.mark.parametrize("form", ["primal", "dual", "auto"])
+    def test_fewer_as_many_and_more_rows_than_parameters(self, form, n):
+        """Two classes give one row an example: N = n beside p = 8."""
+        g = torch.Generator().manual_seed(n)
+        model = nn.Linear(3, 2).double()
+        X, y = torch.randn(n + 4, 3, generator=g, dtype=torch.float64), torch.arange(n + 4) % 2
+        problem = Problem(
+            model=model,
+            train=(X[:n], y[:n]),
+            queries=(X[n:], y[n:]),
+            parameters="all",
+            names=("weight", "bias"),
+            num_classes=2,
+        )
+        G_train, G_query = (reference.gradients(problem, *side) for side in (problem.train, problem.queries))
+        want = G_query @ reference.inverse(reference.mean_ggn(problem), damping=0.05) @ G_train.T
+        scores = score(problem, GaussNewton(form=form, damping=0.05))
+        assert_scores(scores.matrix, want, 1e-10)
+        assert scores.spectrum.size == {"primal": 8, "dual": n, "auto": min(8, n)}[form]
+
+    @pytest.mark.parametrize("form", ["primal", "dual"])
+    def test_parameters_that_the_loss_does_not_reach_change_nothing(self, form):
+        """Their rows are zero, in a layer that ran and in one that did not matter."""
+        torch.manual_seed(0)
+
+        class Half(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.unused, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.out(torch.tanh(self.body(x))) + 0 * self.unused(x).sum(1, keepdim=True)
+
+        model = Half().double()
+        X, y = torch.randn(16, 4, dtype=torch.float64), torch.arange(16) % 3
+        sides = (X[:11], y[:11]), (X[11:], y[11:])
+        curvature = GaussNewton(form=form, damping=0.05)
+        every = attribute(model, *sides, parameters="all", curvature=curvature).matrix
+        used = attribute(model, *sides, parameters=["body", "out"], curvature=curvature).matrix
+        assert_scores(every, used, 1e-10)
 
 
 class TestInterpolation:
