@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cache.errors import StoreError, StoreMismatch
+    from .dry_run import estimate
     from .influence.errors import ShapeError, SolveError
+    from .influence.estimate import Estimate
     from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
@@ -39,6 +41,8 @@ class UsageError(UpweightError, ValueError):
 _HOME = {
     "attribute": ".pipeline",
     "open_scores": ".scoring",
+    "estimate": ".dry_run",
+    "Estimate": ".influence.estimate",
     "LinearHead": ".influence.head",
     "Hessian": ".influence.hessian",
     "GaussNewton": ".influence.gauss_newton",
@@ -59,6 +63,9 @@ __all__ = [
     "open_scores",
     "Scores",
     "Table",
+    # what it will cost
+    "estimate",
+    "Estimate",
     # curvatures
     "LinearHead",
     "Hessian",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import UpweightError, UsageError, __version__, comparison, pipeline, questions
+from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions
 from .cache.errors import StoreError
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
@@ -22,6 +22,7 @@ from .options import Bound, Option, add_option, read_config, resolve, save_confi
 from .reports.settings import ReportSettings
 
 if TYPE_CHECKING:
+    from .influence.estimate import Estimate
     from .influence.tables import Table
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -113,7 +114,7 @@ def _run(words: list[str]) -> None:
     values, settings = resolve(bound, args, config, path)
     asked = Asked(settings=settings, values=values)
     answer = command.run(asked)
-    if command.replay is not None:
+    if command.replay is not None and not values.get("dry_run"):
         save_config(command.replay(asked), to_toml(name, bound, values))
     print(json.dumps(_finite(answer.data), allow_nan=False) if values["json"] else answer.text, flush=True)
 
@@ -215,6 +216,8 @@ def _attribute(asked: Asked) -> Answer:
     if asked["run"] is None:
         if own.model is None or own.train is None or out is None:
             raise UsageError("Give a run folder, or a network of your own by --model, --train and --out.")
+        if asked["dry_run"]:
+            return _estimated(dry_run.estimate_own(own, how, out))
         scores = pipeline.attribute_own(own, how, out, overwrite=asked["overwrite"], progress=True)
     elif own != pipeline.OwnSettings():
         raise UsageError(
@@ -222,9 +225,15 @@ def _attribute(asked: Asked) -> Answer:
         )
     else:
         run = asked.path("run")
+        if asked["dry_run"]:
+            return _estimated(dry_run.estimate_run(run, how, out=out, overwrite=asked["overwrite"]))
         scores = pipeline.attribute_run(run, how, out=out, overwrite=asked["overwrite"], progress=True)
     facts = questions.facts(scores)
     return Answer(data=facts, text=questions.outline(facts))
+
+
+def _estimated(estimate: Estimate) -> Answer:
+    return Answer(data=estimate.to_dict(), text=estimate.to_text())
 
 
 def _query(asked: Asked) -> Answer:
@@ -340,6 +349,13 @@ COMMANDS: dict[str, Command] = {
                 name="out",
                 metavar="RUN",
                 help="folder for the scores of a network of your own; of a run: not given, its own folder",
+            ),
+            Option(
+                name="dry_run",
+                kind=bool,
+                default=False,
+                replayed=False,
+                help="tell time, memory, operations and disk of every stage from a calibration of some seconds; write nothing",
             ),
             OVERWRITE,
         ),

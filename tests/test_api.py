@@ -12,6 +12,8 @@ PUBLIC = [
     "open_scores",
     "Scores",
     "Table",
+    "estimate",
+    "Estimate",
     "LinearHead",
     "Hessian",
     "GaussNewton",

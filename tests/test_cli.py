@@ -216,3 +216,43 @@ def test_compare_prints_its_main_table():
     assert text.splitlines()[-1] == f"Report: {tiny.comparison() / 'report/index.html'}"
     rows = [line for line in text.splitlines() if line.startswith(("test accuracy", "class match: "))]
     assert len(rows) > 8 and max(map(len, rows)) <= 120
+
+
+# ---- what it will cost ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_a_run_writes_nothing():
+    run = tiny.run(k=1)
+    before = tiny.state(tiny.comparison())
+    words = ("attribute", run, "--parameters", "all", "--also", "predicted", "--overwrite", "--dry-run")
+    found = strict_json(done(*words, "--json"))
+    assert tiny.state(tiny.comparison()) == before
+    assert (found["n"], found["m"]) == (tiny.N, tiny.QUERIES)
+    assert {stage["variant"] for stage in found["stages"]} == {"", "predicted"}
+    assert found["total"]["seconds"] > 0 and found["fits"] is True
+    assert found["matrices"][0]["size"] == min(tiny.N * 9, found["p"])
+    text = done(*words)
+    assert "write the store" in text and "predicted" in text
+    assert tiny.state(tiny.comparison()) == before
+
+
+def test_a_dry_run_says_that_a_store_is_there_or_in_the_way():
+    run, asked = tiny.named(), ("--dry-run", "--json")
+    before = tiny.state(run)
+    assert "holds these scores already" in strict_json(done("attribute", run, *asked))["notes"][-1]
+    assert "--overwrite" in refused(4, "attribute", run, "--query-label", "predicted", *asked)
+    assert tiny.state(run) == before
+
+
+def test_a_dry_run_of_a_network_of_ones_own_makes_no_folder(tmp_path):
+    out = tmp_path / "run"
+    config = tmp_path / "asked.toml"
+    config.write_text("dry_run = true\n")
+    own, words = tiny.own(), (*tiny.own().words, "--parameters", "all", "--out", out)
+    before = tiny.state(own.home)
+    for how in (("--dry-run",), ("--config", config)):
+        found = strict_json(done(*words, *how, "--json"))
+        assert (found["n"], found["m"], found["total"]["disk"] > 0) == (len(own.arrays["y"]), tiny.QUERIES, True)
+    assert "no parameter" in refused(2, *own.words, "--parameters", "nonsense", "--out", out, "--dry-run")
+    assert "rows='margin'" in done(*words, "--dry-run", "--memory", "2MB")
+    assert not out.exists() and tiny.state(own.home) == before
