@@ -11,7 +11,7 @@ from methods import assert_scores, parts
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 from torch import nn
-from upweight import GaussNewton, Hessian, LinearHead, UsageError, attribute
+from upweight import GaussNewton, Hessian, LinearHead, SolveError, UsageError, attribute
 
 
 def score(problem, curvature, **options):
@@ -236,6 +236,15 @@ class TestRefused:
     def test_impossible_settings_at_birth(self, options, words):
         with pytest.raises(UsageError, match=words):
             GaussNewton(**options)
+
+    @pytest.mark.parametrize("form", ["primal", "dual"])
+    def test_a_layer_that_never_runs(self, form):
+        model = nn.Sequential(nn.Linear(4, 3)).double()
+        model.idle = nn.Linear(4, 4).double()
+        model.forward = lambda x: model[0](x)
+        X, y = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+        with pytest.raises(SolveError, match=r"Layer 'idle' did not run; leave its parameters out"):
+            attribute(model, (X, y), (X, y), parameters=["0.weight", "idle.weight"], curvature=GaussNewton(form=form))
 
     def test_another_loss(self):
         with pytest.raises(UsageError, match=r"cross-entropy.*Hessian\(\)"):
