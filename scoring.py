@@ -159,16 +159,17 @@ def score(
 def _fitted(
     plan: Sequence[tuple[Prepared, Variant]], report: Progress | None, memory: int | None, tiles: Scratch | None = None
 ) -> list[Fitted]:
-    """Every variant fitted, each with what those before it have in common with it."""
+    """Every variant fitted, in the order of the plan, each with what another before it has in common with it."""
     from .influence.attribute import fit
     from .influence.work import Work
 
-    fitted: list[Fitted] = []
-    for prepared, variant in plan:
+    fitted: dict[str, Fitted] = {}
+    # what is inverted without damping wants its matrix more exact, which then serves every damping: it comes first
+    for prepared, variant in sorted(plan, key=lambda one: getattr(one[1].curvature, "damping", 0) != 0):
         told = None if report is None else partial(report, f"gram ({variant.name})" if variant.name else "gram")
         work = Work(memory=memory, tiles=tiles, told=told)
-        fitted.append(fit(prepared, variant, report, before=fitted, work=work))
-    return fitted
+        fitted[variant.name] = fit(prepared, variant, report, before=[*fitted.values()], work=work)
+    return [fitted[variant.name] for _, variant in plan]
 
 
 def _in_memory(fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress | None) -> dict[str, Scores]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import torch
 import upweight
 from cases import BY_NAME
 from methods import assert_scores, parts
@@ -137,7 +138,6 @@ def test_a_list_is_not_fitted_itself():
 
 
 def side_of(problem):
-    import torch
     from upweight.influence.attribute import prepare
     from upweight.influence.problem import evaluating
     from upweight.scoring import resolve
@@ -203,6 +203,33 @@ def test_the_curvature_is_formed_once(monkeypatch):
     monkeypatch.setattr(hessian, "assemble_hessian", lambda *args: formed.append(args) or real(*args))
     score("mlp", Hessian(damping=[1.0, 2.0, 3.0]))
     assert len(formed) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("form", ["dual", "primal"])
+def test_rows_are_multiplied_once(monkeypatch, form, dtype):
+    """Whatever is asked for first: the matrix of the undamped scores serves the damped ones too."""
+    from upweight.influence import gauss_newton, newton
+
+    monkeypatch.setattr("upweight.influence.attribute._sensitivity", lambda *_: {})
+    calls = []
+
+    def counted(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **options: calls.append(name) or real(*args, **options))
+
+    counted(gauss_newton, "newton_matrix")
+    counted(newton, "cross_gram" if form == "dual" else "full_rows")
+    monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda p: (3, 5))
+    problem = BY_NAME["mlp"].build(dtype=dtype)
+    upweight.attribute(
+        problem.model,
+        *(problem.train, problem.queries),
+        parameters=problem.parameters,
+        curvature=GaussNewton(damping=[0.1, "auto", 0.0], form=form),
+    )
+    blocks = [name for name in calls if name != "newton_matrix"]
+    assert (len(calls) - len(blocks), len(blocks)) == (1, -(-len(problem.queries[0]) // 3))  # three at a time
 
 
 SCORE = """
