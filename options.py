@@ -162,7 +162,8 @@ def _from_word(option: Option, word: str) -> Any:
     try:
         return option.kind(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not {_noun(option)}") from None
+        mend = " (a run folder goes before the options)" if option.many and not option.positional else ""
+        raise argparse.ArgumentTypeError(f"{word!r} is not {_noun(option)}{mend}") from None
 
 
 def _noun(option: Option) -> str:

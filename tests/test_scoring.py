@@ -220,7 +220,7 @@ def test_words_say_it(tmp_path, asked):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--damping", "much"), "'much' is not a number or auto"),
+        (("--damping", "0.1", "run"), "'run' is not a number or auto (a run folder goes before the options)"),
         (("--damping", "1", "1.0"), "damping names 1.0 twice"),
         (("--damping", "-1"), "damping is -1.0; give finite numbers >= 0, or auto"),
         (("--damping", "nan"), "damping is nan"),

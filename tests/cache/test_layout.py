@@ -11,7 +11,7 @@ import stores
 from upweight import UsageError
 from upweight.cache.files import partial_path
 from upweight.cache.layout import Grid, VariantLayout
-from upweight.cache.store import Store, open_store
+from upweight.cache.store import Store, open_store, variant_names
 
 
 def chunks(data: h5py.Dataset) -> list[tuple[int, int]]:
@@ -107,13 +107,25 @@ def test_fields_that_are_not_known_are_absent(tmp_path: Path):
         assert scores.spectrum is None
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "", "a b"])
+@pytest.mark.parametrize("name", ["a/b", ".", "..", ".a", "", "a b", "=1", "a\n", 65 * "a"])
 def test_names_that_could_leave_their_place_are_refused(tmp_path: Path, name: str):
     if name == "":
         assert VariantLayout(name="").name == ""  # the scores at the root
         return
     with pytest.raises(UsageError, match="letters, digits"):
         VariantLayout(name=name)
+
+
+@pytest.mark.parametrize("name", ["damping=0.01", "damping=1e-07", "damping=1e+20", "a-b_c", 64 * "a"])
+def test_a_variant_lies_under_its_name(tmp_path: Path, name: str):
+    variants = [VariantLayout(name=""), VariantLayout(name=name)]
+    with Store.create_or_resume(tmp_path / "a.h5", **stores.layout(variants=variants)) as store:
+        stores.write(store)
+        store.finish()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert list(file["variants"]) == [name]
+        assert file[f"variants/{name}/scores/queries"].shape == (7, 5)
+    assert variant_names(tmp_path / "a.h5") == ("", name)
 
 
 def test_two_variants_of_one_name_are_refused(tmp_path: Path):
