@@ -10,15 +10,16 @@ from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-import scipy.linalg
 import torch
 from jaxtyping import Float
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from .fortran import call, leading
+
 Item = TypeVar("Item")
 
-ONE_THREAD_FLOPS = 1e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
+ONE_THREAD_FLOPS = 2e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
 
 
 def threads_for(flops: float) -> AbstractContextManager[Any]:
@@ -30,10 +31,10 @@ def threads_for(flops: float) -> AbstractContextManager[Any]:
     Returns:
         A context to make the calls in.
     """
-    return nullcontext() if flops >= ONE_THREAD_FLOPS else _one_thread()
+    return nullcontext() if flops >= ONE_THREAD_FLOPS else one_thread()
 
 
-def side_by_side(work: Callable[[Item], None], items: Iterable[Item], flops: float, device: torch.device) -> None:
+def side_by_side(work: Callable[[Item], Any], items: Iterable[Item], flops: float, device: torch.device) -> None:
     """Independent jobs on all cores, each on one thread: no core waits for another within a product.
 
     Args:
@@ -46,27 +47,36 @@ def side_by_side(work: Callable[[Item], None], items: Iterable[Item], flops: flo
         for item in items:
             work(item)
         return
-    workers = min(torch.get_num_threads(), cores()) if flops >= ONE_THREAD_FLOPS else 1
-    with _one_thread():
-        if workers == 1:
+    count = workers(flops)
+    with one_thread():
+        if count == 1:
             for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(count) as pool:
             for _ in pool.map(work, items):
                 pass
 
 
-def cores() -> int:
-    """Processors that this process may use.
+def workers(flops: float) -> int:
+    """How many threads some work is worth.
+
+    Args:
+        flops: Operations in all.
 
     Returns:
-        Their number.
+        The number that torch may use, at most one for each processor of this process; 1 for short work.
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), processors) if flops >= ONE_THREAD_FLOPS else 1
 
 
-def _one_thread() -> AbstractContextManager[Any]:
+def one_thread() -> AbstractContextManager[Any]:
+    """Keep every BLAS call on one thread.
+
+    Returns:
+        A context to make the calls in.
+    """
     limits: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
     return limits
 
@@ -157,9 +167,9 @@ def in_units(X: Float[Tensor, "c k b"], dtype: torch.dtype) -> tuple[Float[Tenso
     Returns:
         Contiguous vectors and their sizes, float64.
     """
-    size = X.abs().amax((0, 1))
+    size = torch.maximum(X.amax((0, 1)), -X.amin((0, 1)))
     size = torch.where(size > 0, size, 1.0)
-    return (X / size).to(dtype).contiguous(), size
+    return torch.div(X, size, out=X.new_empty(X.shape, dtype=dtype)), size
 
 
 def negate_(A: Float[Tensor, "a b"]) -> None:
@@ -175,7 +185,7 @@ def negate_(A: Float[Tensor, "a b"]) -> None:
 
 
 def subtract_product(C: Float[Tensor, "a b"], A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> None:
-    """C -= A B^T in place; all three contiguous. With B the same tensor as A only the lower triangle of C is changed.
+    """C -= A B^T in place; the rows of all three contiguous. With B the same tensor as A only the lower triangle of C is changed.
 
     Args:
         C: Changed.
@@ -185,19 +195,18 @@ def subtract_product(C: Float[Tensor, "a b"], A: Float[Tensor, "a k"], B: Float[
     if C.is_cuda:
         C.addmm_(A, B.T, alpha=-1)
         return
-    letter = _letter(C)
-    a, b, c = A.numpy().T, B.numpy().T, C.numpy().T  # LAPACK's order: each seen as its transpose
+    (a, k), b = A.shape, len(B)
     if A is B:
-        getattr(scipy.linalg.blas, f"{letter}syrk")(-1.0, a, beta=1.0, c=c, trans=1, lower=0, overwrite_c=1)
+        call("syrk", "U", "T", a, k, -1.0, A, leading(A), 1.0, C, leading(C))
     else:
-        getattr(scipy.linalg.blas, f"{letter}gemm")(-1.0, b, a, beta=1.0, c=c, trans_a=1, overwrite_c=1)
+        call("gemm", "T", "N", b, a, k, -1.0, B, leading(B), A, leading(A), 1.0, C, leading(C))
 
 
 def cholesky_(H: Float[Tensor, "k k"]) -> bool:
     """Lower Cholesky factor in place, from the lower triangle; what is above the diagonal is never read.
 
     Args:
-        H: Contiguous; changed.
+        H: With contiguous rows; changed.
 
     Returns:
         Whether H was positive definite to rounding.
@@ -206,40 +215,40 @@ def cholesky_(H: Float[Tensor, "k k"]) -> bool:
         L, info = torch.linalg.cholesky_ex(H)
         H.copy_(L)
         return int(info) == 0 and bool(torch.isfinite(H.diagonal()).all())
-    h = H.numpy().T
-    _, info = getattr(scipy.linalg.lapack, f"{_letter(H)}potrf")(h, lower=0, clean=0, overwrite_a=1)
-    return int(info) == 0 and bool(torch.isfinite(H.diagonal()).all())
+    info = call("potrf", "U", len(H), H, leading(H))
+    return info == 0 and bool(torch.isfinite(H.diagonal()).all())
 
 
 def divide_(A: Float[Tensor, "a k"], L: Float[Tensor, "k k"]) -> None:
     """A <- A L^-T in place.
 
     Args:
-        A: Contiguous; changed.
-        L: Lower triangle, contiguous.
+        A: With contiguous rows; changed.
+        L: Lower triangle.
     """
     if A.is_cuda:
         A.copy_(torch.linalg.solve_triangular(L, A.T, upper=False).T)
     else:
-        _trsm(A)(1.0, L.numpy().T, A.numpy().T, side=0, lower=0, trans_a=1, overwrite_b=1)
+        call("trsm", "L", "U", "T", "N", A.shape[1], len(A), 1.0, L, leading(L), A, leading(A))
 
 
 def solve_triangle_(L: Float[Tensor, "k k"], X: Float[Tensor, "k b"], *, transposed: bool) -> None:
     """X <- L^-1 X, or L^-T X, in place.
 
     Args:
-        L: Lower triangle, contiguous.
-        X: Right-hand sides in columns, contiguous; changed.
+        L: Lower triangle.
+        X: Right-hand sides in columns, its rows contiguous; changed.
         transposed: Backward substitution: solve with L^T.
     """
     if X.is_cuda:
         X.copy_(torch.linalg.solve_triangular(L.T if transposed else L, X, upper=transposed))
     else:
-        _trsm(X)(1.0, L.numpy().T, X.numpy().T, side=1, lower=0, trans_a=int(transposed), overwrite_b=1)
+        side = "T" if transposed else "N"
+        call("trsm", "R", "U", side, "N", X.shape[1], len(X), 1.0, L, leading(L), X, leading(X))
 
 
 def subtract_applied(X: Float[Tensor, "i b"], L: Tensor, Y: Float[Tensor, "j b"], *, transposed: bool) -> None:
-    """X -= L Y, or L^T Y, in place; all contiguous.
+    """X -= L Y, or L^T Y, in place; the rows of all contiguous.
 
     Args:
         X: Changed.
@@ -250,14 +259,6 @@ def subtract_applied(X: Float[Tensor, "i b"], L: Tensor, Y: Float[Tensor, "j b"]
     if X.is_cuda:
         X.addmm_(L.T if transposed else L, Y, alpha=-1)
     else:
-        gemm = getattr(scipy.linalg.blas, f"{_letter(X)}gemm")
-        x, y, a = X.numpy().T, Y.numpy().T, L.numpy().T
-        gemm(-1.0, y, a, beta=1.0, c=x, trans_b=int(transposed), overwrite_c=1)
-
-
-def _trsm(A: Tensor) -> Any:
-    return getattr(scipy.linalg.blas, f"{_letter(A)}trsm")
-
-
-def _letter(A: Tensor) -> str:
-    return {torch.float32: "s", torch.float64: "d"}[A.dtype]
+        (i, b), j = X.shape, len(Y)
+        side = "T" if transposed else "N"
+        call("gemm", "N", side, b, i, j, -1.0, Y, leading(Y), L, leading(L), 1.0, X, leading(X))

@@ -18,12 +18,11 @@ from .tiles import Tiles
 SPECTRUM_LIMIT = 2_500  # up to this size all eigenvalues are computed, for the report
 SAFETY = 10.0  # how far above the cutoff an estimate of the smallest eigenvalue must lie to be believed
 SINGLE_CONDITION = 1e5  # above, a float32 factor is too poor a start for refinement
-SINGLE_ERROR = (
-    2e-5  # of the scores of a few queries, as estimated: above, the solutions of a float32 factor are refined
-)
+SINGLE_ERROR = 4e-5  # of the scores, as estimated from a few queries: above, all solutions are refined in float64
 WIDTH = 8  # vectors of the Lanczos iteration: solving for eight reads the factor no more often than for one
 FACTORS = {"0.1x": 0.1, "10x": 10.0}
 SAMPLE = 16  # queries whose error is estimated before all of a block are refined
+WIDER = 8  # times as many show how large the scores are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,12 +54,7 @@ class Factored:
             self.factor.solve_(X.flatten(0, 1))
             return X
         X = _once(self.factor, G)
-        few = slice(None, None, -(-X.shape[2] // SAMPLE))
-        some = X[:, :, few].contiguous()
-        change = _once(self.factor, self._residual(G[:, :, few], some))
-        rate = _worst_ratio(change.flatten(0, 1).norm(dim=0), some.flatten(0, 1).norm(dim=0))
-        scores, change = self.hessian.scores(some, r), self.hessian.scores(change, r)
-        left = _worst_ratio(change.abs().amax(0), scores.abs().amax(0))
+        rate, left = self._error(G, X, r)
         while left > SINGLE_ERROR and rate < 0.5:
             X += _once(self.factor, self._residual(G, X))
             left *= rate
@@ -89,6 +83,17 @@ class Factored:
             elif self.hessian.size <= SPECTRUM_LIMIT:
                 out[name] = _invert_small(self.hessian, rule, torch.finfo(torch.float64).eps)
         return out
+
+    def _error(self, G: Tensor, X: Tensor, r: Tensor) -> tuple[float, float]:
+        """Of a sample of solutions as they stand: largest relative error, and that of their scores with the train set."""
+        few = slice(None, None, -(-X.shape[2] // SAMPLE))
+        some = X[:, :, few].contiguous()
+        change = _once(self.factor, self._residual(G[:, :, few], some))
+        rate = _worst_ratio(change.flatten(0, 1).norm(dim=0), some.flatten(0, 1).norm(dim=0))
+        more = X[:, :, :: -(-X.shape[2] // (SAMPLE * WIDER))]  # else the least of many maxima would be low
+        unit = X.abs().max().clamp(min=1e-300)
+        wrong, largest = (self.hessian.scores((v / unit).to(self.dtype), r).abs().amax(0) for v in (change, more))
+        return rate, _worst_ratio(wrong, largest)
 
     def _residual(self, G: Tensor, X: Tensor) -> Tensor:
         rest = G - self.hessian.apply(X)

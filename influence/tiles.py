@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import cholesky_, divide_, solve_triangle_, subtract_applied, subtract_product, threads_for
+from .blas import (
+    cholesky_,
+    divide_,
+    one_thread,
+    side_by_side,
+    solve_triangle_,
+    subtract_applied,
+    subtract_product,
+    workers,
+)
+
+PIECE = 512  # rows of a piece of the factorisation: one keeps a core busy for some milliseconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,16 +55,41 @@ class Tiles:
         Returns:
             Whether it was positive definite to rounding; if not, what is left is of no use.
         """
-        with threads_for(2 * max(self.sizes) ** 3):
-            for j in range(len(self.rows)):
-                if not cholesky_(self.rows[j][j]):
+        P = self._pieces()
+        count, device = len(P), P[0][0].device
+
+        def divide(i: int) -> None:
+            divide_(P[i][j], P[j][j])
+
+        def update(at: tuple[int, int]) -> None:
+            i, k = at
+            subtract_product(P[i][k], P[i][j], P[k][j])
+
+        flops = 2.0 * PIECE**3
+        with one_thread():
+            for j in range(count):
+                if not cholesky_(P[j][j]):
                     return False
-                for i in range(j + 1, len(self.rows)):
-                    divide_(self.rows[i][j], self.rows[j][j])
-                for i in range(j + 1, len(self.rows)):
-                    for k in range(j + 1, i + 1):
-                        subtract_product(self.rows[i][k], self.rows[i][j], self.rows[k][j])
+                below = range(j + 1, count)
+                side_by_side(divide, below, flops / 2 * len(below), device)
+                ahead = [(i, k) for i in below for k in range(j + 1, i + 1)]
+                side_by_side(update, ahead, flops * len(ahead), device)
         return True
+
+    def _pieces(self) -> list[list[Tensor]]:
+        """The same lower half in smaller tiles: views, small enough to keep all cores busy to the end."""
+        cuts = [_cuts(size) for size in self.sizes]
+        out = []
+        for i, row in enumerate(self.rows):
+            for down in cuts[i]:
+                parts = [
+                    tile[down, across]
+                    for j, tile in enumerate(row)
+                    for across in cuts[j]
+                    if i != j or across.start <= down.start
+                ]
+                out.append(parts)
+        return out
 
     def solve_(self, X: Float[Tensor, "size b"]) -> None:
         """Solve with the factored matrix, in place.
@@ -60,17 +97,21 @@ class Tiles:
         Args:
             X: Right-hand sides in columns, contiguous, of the type of the tiles.
         """
+        flops = 2.0 * X.numel() * len(X)
+        count = max(1, min(workers(flops), X.shape[1]))
+        side_by_side(self._solve_columns, X.tensor_split(count, dim=1), flops, X.device)
+
+    def _solve_columns(self, X: Float[Tensor, "size b"]) -> None:
         parts = torch.split(X, self.sizes)
         count = len(parts)
-        with threads_for(2 * parts[0].numel() * max(self.sizes)):
-            for i in range(count):
-                for j in range(i):
-                    subtract_applied(parts[i], self.rows[i][j], parts[j], transposed=False)
-                solve_triangle_(self.rows[i][i], parts[i], transposed=False)
-            for j in reversed(range(count)):
-                for i in range(j + 1, count):
-                    subtract_applied(parts[j], self.rows[i][j], parts[i], transposed=True)
-                solve_triangle_(self.rows[j][j], parts[j], transposed=True)
+        for i in range(count):
+            for j in range(i):
+                subtract_applied(parts[i], self.rows[i][j], parts[j], transposed=False)
+            solve_triangle_(self.rows[i][i], parts[i], transposed=False)
+        for j in reversed(range(count)):
+            for i in range(j + 1, count):
+                subtract_applied(parts[j], self.rows[i][j], parts[i], transposed=True)
+            solve_triangle_(self.rows[j][j], parts[j], transposed=True)
 
     def dense(self) -> Float[Tensor, "size size"]:
         """The whole symmetric matrix.
@@ -90,3 +131,9 @@ class Tiles:
                     H[lower] = tile
                     H[lower[1], lower[0]] = tile.T
         return H
+
+
+def _cuts(size: int) -> list[slice]:
+    count = -(-size // PIECE)
+    bounds = [round(i * size / count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]

@@ -58,9 +58,7 @@ def test_several_cores_do_the_work_of_one(monkeypatch, workers):
     X, r = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 3, 6))), one.q[:, one.keep]
     want = np.einsum("akt,na,nk->tn", X.numpy(), r.numpy(), psi)
     monkeypatch.setattr(head_hessian, "PIECE_BYTES", 500)
-    monkeypatch.setattr(blas, "ONE_THREAD_FLOPS", 0)
-    monkeypatch.setattr(blas, "cores", lambda: workers)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
+    monkeypatch.setattr(blas, "workers", lambda flops: workers)
     several = build(z, psi)
     assert_array_equal(several.assemble(0.1).dense(), one.assemble(0.1).dense())
     assert_allclose(several.scores(X, r), want, rtol=1e-12, atol=1e-14)
@@ -68,9 +66,7 @@ def test_several_cores_do_the_work_of_one(monkeypatch, workers):
 
 
 def test_a_failure_on_another_core_is_not_lost(monkeypatch):
-    monkeypatch.setattr(blas, "ONE_THREAD_FLOPS", 0)
-    monkeypatch.setattr(blas, "cores", lambda: 3)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(blas, "workers", lambda flops: 3)
     with pytest.raises(ZeroDivisionError):
         blas.side_by_side(lambda i: 1 / i, [2, 1, 0, 1], 1.0, torch.device("cpu"))
 

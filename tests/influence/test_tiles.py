@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from upweight.influence import blas
+from upweight.influence import tiles as tiles_module
 from upweight.influence.tiles import Tiles
 
 SIZES = [[1], [5], [3, 2], [4, 4, 1], [1, 2, 3, 4]]
@@ -35,6 +37,20 @@ def test_lower_half_stands_for_the_whole_matrix(sizes):
     assert tiles.sizes == sizes
 
 
+@pytest.fixture(params=[512, 2, 1])
+def piece(request, monkeypatch):
+    """Rows of the pieces that the factorisation works in."""
+    monkeypatch.setattr(tiles_module, "PIECE", request.param)
+
+
+@pytest.fixture(params=[1, 3])
+def workers(request, monkeypatch):
+    """Cores that share the work, however small."""
+    for module in (blas, tiles_module):
+        monkeypatch.setattr(module, "workers", lambda flops: request.param)
+
+
+@pytest.mark.usefixtures("piece", "workers")
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-11), (torch.float32, 2e-3)], ids=["float64", "float32"])
 def test_solve_is_that_of_the_dense_matrix(sizes, dtype, rtol):
@@ -47,6 +63,7 @@ def test_solve_is_that_of_the_dense_matrix(sizes, dtype, rtol):
     assert_allclose(X.numpy(), want, rtol=0, atol=rtol * abs(want).max())
 
 
+@pytest.mark.usefixtures("piece", "workers")
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_factor_is_cholesky_of_the_dense_matrix(sizes):
     tiles, H = make(sizes)
@@ -62,6 +79,7 @@ def test_factor_is_cholesky_of_the_dense_matrix(sizes):
     assert [tile.data_ptr() for row in tiles.rows for tile in row] == before  # in place
 
 
+@pytest.mark.usefixtures("piece")
 @pytest.mark.parametrize("at", [0, 3, 7])
 def test_indefinite_matrix_is_told_wherever_it_shows(at):
     tiles, _ = make([4, 3, 1])
