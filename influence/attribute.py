@@ -279,10 +279,10 @@ def fit(
     if progress is not None:
         progress(stage, 0, 1)
     curvature = variant.curvature
-    like = next(
-        (one.state for one in before if one.prepared is prepared and _akin(one.variant.curvature, curvature)), None
-    )
-    state = curvature.fit(prepared.train, like=like, work=work)
+    akin = [one for one in before if one.prepared is prepared and _akin(one.variant.curvature, curvature)]
+    state = next((one.state for one in akin if one.variant.curvature.settings() == curvature.settings()), None)
+    if state is None:  # not merely another label of the queries
+        state = curvature.fit(prepared.train, like=akin[0].state if akin else None, work=work)
     spectrum = curvature.spectrum(state)
     if spectrum is not None:
         spectrum = replace(spectrum, sensitivity=_sensitivity(prepared, variant, state))

@@ -105,6 +105,15 @@ def test_dampings_stand_beside_the_other_scores_of_a_run_and_in_its_report(tmp_p
     assert "damping=0.1" in stats["tables"]["scores"]["columns"]["variant"]
 
 
+def test_another_label_of_the_queries_needs_no_fit(tmp_path, monkeypatch):
+    fits, real = [], LinearHead.fit
+    monkeypatch.setattr(
+        LinearHead, "fit", lambda self, *args, **options: fits.append(self) or real(self, *args, **options)
+    )
+    done(*tiny.own().words, "--damping", 0.1, 0.2, "--also", "predicted", "--out", tmp_path)
+    assert fits == [LinearHead(damping=0.1), LinearHead(damping=0.2)]
+
+
 # ---- from settings to a curvature ------------------------------------------------------------------------------------------
 
 
