@@ -17,6 +17,7 @@ from .curvature import Curvature
 from .damping import each, variant_name
 from .errors import SolveError
 from .examples import Examples, Progress, Reader, Source, spread
+from .per_example import gradient_plan
 from .problem import Loss, Problem, make_problem
 from .ranking import largest_columns
 from .side import QueryLabel, Side, examine
@@ -243,6 +244,10 @@ def prepare(
         others = examine(
             problem, Reader(queries, "queries"), index=query_index, batch_size=batch_size, progress=progress
         )
+    if not problem.linear:
+        plan = gradient_plan(problem, side.inputs(slice(0, min(2, len(side)))), side.num_classes)
+        side = replace(side, plan=plan)
+        others = None if others is None else replace(others, plan=plan)
     facts = {
         "parameters": list(parameters),
         "p": problem.p,

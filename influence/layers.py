@@ -167,6 +167,40 @@ def catch(problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b 
         SolveError: A layer that the plan counts on did not run.
     """
     b, R, _ = cotangents.shape
+    pairs, written = [], []
+    for name, parts in contributions(problem, plan, z, cotangents):
+        for part in parts:
+            if not isinstance(part, Pair):
+                written.append(part.reshape(b * R, -1))
+            elif (way := plan.ways.get(name, "rows")) == "rows":
+                written.append(part.rows())
+            else:
+                pairs.append(replace(part, ghost=way == "ghost"))
+    if plan.other:
+        written.append(rows_by_torch_func(problem, plan.other, z, cotangents.to(problem.dtype)).reshape(b * R, -1))
+    empty = torch.empty(b * R, 0, dtype=problem.dtype, device=problem.device)
+    return Caught(pairs, torch.cat(written, dim=1) if written else empty, b, R)
+
+
+def contributions(
+    problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b R C"]
+) -> Iterator[tuple[str, list[Pair | Tensor]]]:
+    """What every layer that hooks serve adds to the rows of a block of examples.
+
+    Args:
+        problem: The analysed function; its model is in eval mode.
+        plan: What to read off where.
+        z: Inputs of b examples.
+        cotangents: In logit space, one for each row.
+
+    Yields:
+        Module name and its parts: of linear maps a pair for each group, otherwise rows [b, R, q] of weight and bias.
+
+    Raises:
+        NotPerExampleError: A layer sees something else than one entry an example.
+        SolveError: A layer that the plan counts on did not run.
+    """
+    b = len(cotangents)
     cotangents = cotangents.to(problem.dtype)
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in plan.layers}
     theta = {name: value.detach().requires_grad_() for name, value in problem.theta.items()}
@@ -186,34 +220,28 @@ def catch(problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b 
         silent = [name for name, seen in calls.items() if not seen]
         if silent:
             raise SolveError(f"Layer {silent[0]!r} did not run; leave its parameters out of `parameters`.")
-        outputs = [output for seen in calls.values() for _, output in seen]
-        grads = iter(
-            torch.autograd.grad(
-                logits,
-                outputs,
-                cotangents.transpose(0, 1),
-                is_grads_batched=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            if outputs
-            else ()
-        )
-    pairs, written = [], []
+        grads = iter(_sent_back(logits, [output for seen in calls.values() for _, output in seen], cotangents))
     for name, seen in calls.items():
         module = problem.model.get_submodule(name)
         parts = [(x, next(grads).transpose(0, 1)) for x, _ in seen]  # D: [b, R, ...]
-        for part in _layer(module, plan.layers[name], parts):
-            if not isinstance(part, Pair):
-                written.append(part.reshape(b * R, -1))
-            elif (way := plan.ways.get(name, "rows")) == "rows":
-                written.append(part.rows())
-            else:
-                pairs.append(replace(part, ghost=way == "ghost"))
-    if plan.other:
-        written.append(rows_by_torch_func(problem, plan.other, z, cotangents).reshape(b * R, -1))
-    empty = torch.empty(b * R, 0, dtype=problem.dtype, device=problem.device)
-    return Caught(pairs, torch.cat(written, dim=1) if written else empty, b, R)
+        yield name, list(_layer(module, plan.layers[name], parts))
+
+
+def _sent_back(logits: Tensor, outputs: list[Tensor], cotangents: Tensor) -> Sequence[Tensor]:
+    """Gradients [R, b, ...] at the outputs of layers, all directions in one batched backward pass."""
+    if not outputs:
+        return ()
+    if cotangents.shape[1] == 1:  # without the cost of a batched pass
+        one = torch.autograd.grad(logits, outputs, cotangents[:, 0], allow_unused=True, materialize_grads=True)
+        return [gradient[None] for gradient in one]
+    return torch.autograd.grad(
+        logits,
+        outputs,
+        cotangents.transpose(0, 1),
+        is_grads_batched=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
 
 
 def _layer(module: nn.Module, analysed: tuple[str, ...], parts: list[tuple[Tensor, Tensor]]) -> Iterator[Pair | Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .errors import SolveError
 from .examples import Examples, Progress, Reader
+from .layers import Plan
+from .per_example import gradients, lengths
 from .problem import Problem, check_logits, run_model
 
 QueryLabel = Literal["true", "predicted"]
@@ -38,6 +40,8 @@ class Side:
     batch_size: int
     fingerprint: str
     """sha256 of inputs and labels, whatever the batches they were read in."""
+    plan: Plan | None = None
+    """Which layers per-example gradients can be read off; None: autograd does it all."""
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -70,11 +74,28 @@ class Side:
         Returns:
             Gradients [b, p], nats per unit of parameter.
         """
+        return self._in_batches(rows, self.problem.gradients, gradients)
+
+    def gradient_lengths(self, rows: slice) -> Float[Tensor, " b"]:
+        """Euclidean lengths of the per-example gradients at `target`.
+
+        Args:
+            rows: Which examples.
+
+        Returns:
+            Lengths [b], nats per unit of parameter.
+        """
+        return self._in_batches(rows, lambda z, r: self.problem.gradients(z, r).norm(dim=1), lengths)
+
+    def _in_batches(
+        self, rows: slice, plain: Callable[[Tensor, Tensor], Tensor], by_layer: Callable[..., Tensor]
+    ) -> Tensor:
         parts = []
         for start in range(rows.start, rows.stop, self.batch_size):
             part = slice(start, min(start + self.batch_size, rows.stop))
-            parts.append(self.problem.gradients(self.inputs(part), self.residual[part]))
-        return torch.cat(parts)
+            z, r = self.inputs(part), self.residual[part]
+            parts.append(plain(z, r) if self.plan is None else by_layer(self.problem, self.plan, z, r))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def to_problem(problem: Problem, x: Tensor) -> Tensor:

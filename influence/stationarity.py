@@ -25,7 +25,7 @@ def stationarity(train: Side, weight_decay: float | None) -> dict[str, Any]:
         `mean_gradient`: length of the objective's gradient in the analysed parameters over the mean length of an example's;
         `zero_gradients`: train examples whose loss has no slope in the logits; `absent_classes`; `warnings`, sentences.
     """
-    lengths = torch.cat([train.gradients(rows).norm(dim=1) for rows in spread(len(train), SAMPLE, RUN)])
+    lengths = torch.cat([train.gradient_lengths(rows) for rows in spread(len(train), SAMPLE, RUN)])
     typical = float(lengths.mean())
     slope = float(mean_gradient(train, weight_decay or 0.0).norm())
     ratio = slope / typical if typical > 0 else 0.0
