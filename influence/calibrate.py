@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -27,18 +28,20 @@ def seconds_of(call: Callable[[], object], share: float = 1.0) -> float:
         share: Of the usual time to spend on it.
 
     Returns:
-        The least of its runs: what the machine gives where nobody interrupts.
+        The median of its runs but the first: what the machine gives at its present load.
     """
     first = _once(call)  # libraries look around on their first call
     if first > LONG:
         return first
     times = [_once(call)]
-    while len(times) < 50 and sum(times) < share * SLOT:
+    while sum(times) < share * SLOT or (len(times) < 3 and sum(times) < 5 * SLOT):
         times.append(_once(call))
-    return min(first, *times)
+        if len(times) == 50:
+            break
+    return statistics.median(times)
 
 
-def growing(make: Callable[[int], Callable[[], object]], full: int) -> float:
+def growing(make: Callable[[int], Callable[[], object]], full: int, least: float = 2.0) -> float:
     """Seconds of a call of some size, from smaller ones where that size takes long.
 
     Sizes grow until a call takes long enough to time, and longer than the overhead of any call.
@@ -46,15 +49,16 @@ def growing(make: Callable[[int], Callable[[], object]], full: int) -> float:
     Args:
         make: From a size to a call.
         full: The size that is asked for.
+        least: A call long enough to time, as a share of the usual time to spend.
 
     Returns:
         Seconds at the full size: measured, or what the last two sizes lead to.
     """
     size, taken = 1, seconds_of(make(1), 0.2)
-    slope = taken
+    slope = taken if taken > LONG else 0.0  # one call does not tell overhead from work
     while size < full:
         next_size = min(8 * size, full, max(2 * size, int(size * LONG / taken)))
-        if taken > LONG or (taken > SLOT / 2 and slope * size > taken / 2):
+        if taken > LONG or (taken > least * SLOT and slope * size > taken / 2):
             break
         before, size_before = taken, size
         size, taken = next_size, seconds_of(make(next_size), 0.5)

@@ -175,8 +175,11 @@ def dense_hessian(task: Task) -> tuple[list[Stage], Matrix]:
     p, n = sampled.problem.p, sampled.n
     stages: list[Stage] = []
     if not task.shared:
-        seconds, flops = _hessian_rows_cost(sampled.train, curvature.batch_size or sampled.train.batch_size)
-        stages.append(task.stage("Hessian", seconds, flops, memory=16 * p * p, kept=8 * p * p))
+        batch = min(n, curvature.batch_size or sampled.train.batch_size)
+        seconds, flops = _hessian_rows_cost(sampled.train, batch)
+        item = 8 if sampled.problem.linear else torch.finfo(sampled.problem.dtype).bits // 8
+        running = 2 * tangents_at_once(sampled.problem, batch) * (batch * sampled.outputs + p) * item
+        stages.append(task.stage("Hessian", seconds, flops, memory=16 * p * p + running, kept=8 * p * p))
         # tridiagonal form 4/3 p^3, its eigenvectors and the way back together about as much again twice
         decomposed = machine.eigen(p, vectors=True)
         stages.append(task.stage("eigenvectors", decomposed, 4.0 * p**3, memory=32 * p * p, kept=0))
@@ -198,7 +201,6 @@ def dense_hessian(task: Task) -> tuple[list[Stage], Matrix]:
 
 def _hessian_rows_cost(side: Side, batch: int) -> tuple[float, float]:
     problem, n = side.problem, len(side)
-    batch = min(batch, n)
     chunk = tangents_at_once(problem, batch)
 
     def call(examples: int, rows: int) -> None:
@@ -208,7 +210,7 @@ def _hessian_rows_cost(side: Side, batch: int) -> tuple[float, float]:
     while taken < SLOT and few < batch:
         few = min(4 * few, batch)
         taken = seconds_of(partial(call, few, 1), 0.2)
-    seconds = growing(lambda rows: lambda: call(few, rows), chunk) / (few * chunk)
+    seconds = growing(lambda rows: lambda: call(few, rows), chunk, 4) / (few * chunk)
     flops = count_flops(lambda: call(1, 1))
     return n * problem.p * seconds, float(n * problem.p * flops)
 

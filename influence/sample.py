@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -34,6 +35,8 @@ class Sampled:
     """Seconds to examine an example that is read, inside a batch."""
     run_flops: int
     """Operations of its forward pass."""
+    outputs: int
+    """Numbers that the layers between input and analysed logits give for an example."""
 
     @property
     def problem(self) -> Problem:
@@ -99,7 +102,12 @@ def sample_sides(
     run = growing(lambda count: lambda: examined(count), min(few, batch_size)) / min(few, batch_size)
     one = examined(1)
     x = to_problem(problem, held.block(slice(0, 1))[0])
-    run_flops = count_flops(lambda: run_model(problem, x, "train"))
+    outputs: list[int] = []
+    with ExitStack() as stack:
+        for module in () if problem.linear else model.modules():
+            if not list(module.children()):
+                stack.callback(module.register_forward_hook(lambda m, i, out: outputs.append(out.numel())).remove)
+        run_flops = count_flops(lambda: run_model(problem, x, "train"))
     side, others, read_query = stretched(one, len(reader), batch_size), None, 0.0
     if queries is not None:
         other = Reader(queries, "queries")
@@ -107,7 +115,9 @@ def sample_sides(
         own = examine(problem, Reader(held.block(slice(0, 1)), "queries"), batch_size=batch_size)
         others = stretched(own, len(other), batch_size)
     facts: dict[str, Any] = {"n": len(reader), "weight_decay": weight_decay, "warnings": []}
-    return Sampled(Prepared(problem, side, others, facts), read, read_query, run, run_flops)
+    return Sampled(
+        Prepared(problem, side, others, facts), read, read_query, run, run_flops, sum(outputs) + one.num_classes
+    )
 
 
 def _few(reader: Reader) -> tuple[Reader, float]:
