@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,14 @@ from .damping import checked, each, single
 from .head_features import row_space
 from .head_hessian import softmax_hessian
 from .head_inverse import Inverse, invert
+from .head_leverage import corrected
+from .moved import moved_losses
 from .side import Side
 from .solve import Inversion
 from .spectrum import Spectrum
 from .work import ANY, Work
+
+MOVED_BYTES = 2**26  # of moved logits at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +31,16 @@ class HeadState:
     """The factored curvature of a head, in all logits but one and on the row space of the features."""
 
     inverse: Inverse
-    residual: Float[Tensor, "n C"]
-    """Gradients of the train losses in the logits."""
+    r: Float[Tensor, "n c"]
+    """Gradients of the train losses in the logits that are kept."""
     V: Float[Tensor, "F+1 k"] | None
     """Orthonormal basis of the row space of the train features, the constant one included; None when it is the whole space."""
+    weights: Float[Tensor, "n c"] | None = None
+    """The same with the leave-one-out correction."""
+    leverage: float | None = None
+    """The largest of any train example, where the correction was asked for."""
+    moves: Float[Tensor, "D n"] | None = None
+    """H^+ times the corrected gradients, for the loss at moved logits."""
 
     def on_row_space(self, phi: Float[Tensor, "b F+1"]) -> Float[Tensor, "b k"]:
         """Features in the coordinates of the curvature.
@@ -55,7 +65,8 @@ class LinearHead:
     Where nothing is cut a Cholesky factor serves; otherwise, and where an estimate leaves doubt, all eigenvectors. Facts of a
     matrix beyond 2,500 rows come from a few steps of Lanczos, and how much its damping matters is not told. A float64 problem
     is float64 throughout: a float32 factor refined to 1e-10 saves memory, but no time. A float32 problem of such a size and of
-    moderate condition has a float32 factor, and solutions that are refined where a sample of them asks for it.
+    moderate condition has a float32 factor, and solutions that are refined where a sample of them asks for it; not with a
+    leave-one-out correction, which divides by what is left of one when a leverage is taken from it.
     """
 
     unit: ClassVar[str] = "nats per unit weight"
@@ -65,11 +76,20 @@ class LinearHead:
     `attribute` gives the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
+    leave_one_out: bool | Literal["loss"] = False
+    """True: correct every score for the leverage of the example that is removed. "loss": n times the change of the query's
+    loss at the logits that the removal leads to; train sets on themselves are then no longer symmetric."""
 
     def __post_init__(self) -> None:
+        if self.leave_one_out not in (False, True, "loss"):
+            raise UsageError(f"leave_one_out must be False, True or 'loss', got {self.leave_one_out!r}.")
         object.__setattr__(self, "damping", checked(self.damping))
         for damping in each(self.damping):
             Inversion(damping=damping, rcond=self.rcond)
+            if self.leave_one_out and damping == 0:
+                raise UsageError(
+                    "The leave-one-out correction needs damping > 0, the L2 penalty of the objective; got 0."
+                )
 
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart.
@@ -101,11 +121,12 @@ class LinearHead:
             )
         if train.problem.loss is not None:
             raise UsageError("LinearHead is the closed form of cross-entropy; with another loss use Hessian().")
-        phi = augmented(train, slice(0, len(train)))
-        return fit_head(phi, train.logits, train.residual, self._rule(), train.problem.dtype)
+        phi, dtype = augmented(train, slice(0, len(train))), train.problem.dtype
+        state = fit_head(phi, train.logits, train.residual, self._rule(), dtype, self.leave_one_out, like)
+        return self._corrected(state)
 
     def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b D"]:
-        """H^+ times the query gradients, in all logits but one.
+        """H^+ times the query gradients, in all logits but one; for the loss at moved logits what tells a query from others.
 
         Args:
             state: What `fit` gave.
@@ -113,9 +134,12 @@ class LinearHead:
             rows: The block.
 
         Returns:
-            Solved gradients, D = (C-1) k.
+            Solved gradients, D = (C-1) k; or features, logits and label.
         """
-        return solve_head(state, augmented(queries, rows), queries.residual[rows])
+        phi = augmented(queries, rows)
+        if self.leave_one_out == "loss":  # the train examples were solved for instead
+            return torch.cat([state.on_row_space(phi), queries.logits[rows], queries.target[rows, None]], dim=1)
+        return solve_head(state, phi, queries.residual[rows])
 
     def scores(
         self, state: HeadState, solved: Float[Tensor, "b D"], train: Side, columns: slice
@@ -131,6 +155,8 @@ class LinearHead:
         Returns:
             Scores [b, c], nats per unit weight.
         """
+        if self.leave_one_out == "loss":
+            return moved_head(state, solved, columns)
         return score_head(state, solved, columns)
 
     def spectrum(self, state: HeadState) -> Spectrum:
@@ -145,15 +171,17 @@ class LinearHead:
         return state.inverse.spectrum()
 
     def warnings(self, state: HeadState) -> list[str]:
-        """There is nothing to warn of that the spectrum does not show.
+        """What a user must know beside the spectrum.
 
         Args:
             state: What `fit` gave.
 
         Returns:
-            An empty list.
+            A sentence on the leverage, or none.
         """
-        return []
+        if state.leverage is None or state.leverage <= 0.9:
+            return []
+        return [f"The largest leverage is {state.leverage:.2f}; first-order scores of such examples are far off."]
 
     def neighbours(self, state: HeadState) -> Mapping[str, HeadState]:
         """The same curvature at a tenth and at ten times the damping or cutoff.
@@ -164,8 +192,19 @@ class LinearHead:
         Returns:
             Two states; fewer where they would have to be factored at length, or an estimate cannot tell what would be cut.
         """
+        found = state.inverse.neighbours().items()
         same = state.inverse
-        return {name: state if at is same else replace(state, inverse=at) for name, at in same.neighbours().items()}
+        return {name: state if at is same else self._corrected(replace(state, inverse=at)) for name, at in found}
+
+    def _corrected(self, state: HeadState) -> HeadState:
+        if not self.leave_one_out:
+            return state
+        weights, leverage = corrected(state.inverse, state.r)
+        moves = None
+        if self.leave_one_out == "loss":
+            G = weights.T[:, None, :] * state.inverse.hessian.psi.T
+            moves = state.inverse.solve(G, state.r).flatten(0, 1)
+        return replace(state, weights=weights, leverage=leverage, moves=moves)
 
     def _rule(self) -> Inversion:
         return Inversion(damping=single(self.damping), rcond=self.rcond)
@@ -194,6 +233,8 @@ def fit_head(
     residual: Float[Tensor, "n C"],
     rule: Inversion,
     dtype: torch.dtype,
+    exact: bool | str = False,
+    like: HeadState | None = None,
 ) -> HeadState:
     """Reduce the features, assemble the Hessian and factor it.
 
@@ -203,15 +244,22 @@ def fit_head(
         residual: Gradients of the losses in the logits.
         rule: Damping and cutoff.
         dtype: What the features were computed in.
+        exact: Factor in float64 whatever that is.
+        like: The same at another damping, whose features and eigenvalues are taken over.
 
     Returns:
         Everything that scoring needs.
     """
-    V = row_space(phi)
     # the Gram is accumulated in float64, but features that came out of float32 hold no more digits than that
     eps = max(torch.finfo(torch.float64).eps, torch.finfo(dtype).eps ** 2)
+    factor = torch.float64 if exact else dtype
+    if like is not None:
+        inverse = invert(like.inverse.hessian, rule, eps, factor, like.inverse)
+        return replace(like, inverse=inverse, weights=None, leverage=None, moves=None)
+    V = row_space(phi)
     psi = phi if V is None else product(phi, V)
-    return HeadState(invert(softmax_hessian(logits, psi), rule, eps, dtype), residual, V)
+    hessian = softmax_hessian(logits, psi)
+    return HeadState(invert(hessian, rule, eps, factor), residual[:, hessian.keep], V)
 
 
 def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Tensor, "b C"]) -> Float[Tensor, "b c k"]:
@@ -228,7 +276,7 @@ def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Te
     keep = state.inverse.hessian.keep
     psi = state.on_row_space(phi).T.contiguous()
     G = residual.T[keep][:, None, :] * psi
-    return state.inverse.solve(G, state.residual[:, keep]).flatten(0, 1).T
+    return state.inverse.solve(G, state.r).flatten(0, 1).T
 
 
 def score_head(state: HeadState, solved: Float[Tensor, "b D"], columns: slice) -> Float[Tensor, "b n"]:
@@ -243,8 +291,36 @@ def score_head(state: HeadState, solved: Float[Tensor, "b D"], columns: slice) -
         sum_a r_i[a] (X_t[a] . psi_i), nats per unit weight.
     """
     hessian, dtype = state.inverse.hessian, state.inverse.dtype
-    X, r = solved.T.reshape(hessian.c, -1, len(solved)), state.residual[columns][:, hessian.keep]
+    X = solved.T.reshape(hessian.c, -1, len(solved))
+    r = (state.r if state.weights is None else state.weights)[columns]
     if dtype == torch.float64:
         return hessian.scores(X, r, columns)
     X, size = in_units(X, dtype)
     return hessian.scores(X, r, columns) * size[:, None]
+
+
+def moved_head(state: HeadState, queries: Float[Tensor, "b k+C+1"], columns: slice) -> Float[Tensor, "b n"]:
+    """N times the change of each query's loss at the logits that it has without a train example.
+
+    Args:
+        state: What `fit_head` gave, with the moves of the weights.
+        queries: Features on their row space, logits and label.
+        columns: Which train examples.
+
+    Returns:
+        Scores, nats per unit weight.
+    """
+    assert state.moves is not None  # formed by `fit` for this kind of score
+    hessian = state.inverse.hessian
+    n, C = hessian.q.shape
+    psi, z, y = queries.split([hessian.psi.shape[1], C, 1], dim=1)
+    moves = state.moves[:, columns].view(hessian.c, psi.shape[1], -1)
+    out = psi.new_empty(len(psi), moves.shape[2])
+    step = max(1, MOVED_BYTES // (8 * C * moves.shape[2]))
+    for start in range(0, len(psi), step):
+        part = slice(start, start + step)
+        delta = psi.new_zeros(len(psi[part]), moves.shape[2], C)  # the loss does not see a shift of all logits
+        for a, kept in enumerate(hessian.keep.tolist()):
+            delta[:, :, kept] = product(psi[part], moves[a]) / n
+        out[part] = n * moved_losses(z[part], y[part, 0].long(), delta)
+    return out

@@ -91,20 +91,35 @@ class SoftmaxHessian:
         def fill(block: tuple[int, int, Tensor]) -> None:
             if not hasattr(scratch, "scaled"):
                 scratch.scaled = torch.empty_like(psi)
-            self._block(psi, scratch.scaled, damping, *block)
+            self._block(psi, scratch.scaled, *block)
 
         side_by_side(fill, blocks, n * k * k * len(blocks), psi.device)
-        return Tiles(rows)
+        tiles = Tiles(rows)
+        self.damp_(tiles, damping)
+        return tiles
 
-    def _block(self, psi: Tensor, scaled: Tensor, damping: float, a: int, b: int, out: Tensor) -> None:
-        q, C = self.q, self.q.shape[1]
+    def damp_(self, tiles: Tiles, damping: float) -> None:
+        """Add a multiple of I - 1 1^T / C, the identity in all logits.
+
+        Args:
+            tiles: What `assemble` gave; changed.
+            damping: Added to every eigenvalue of the Hessian in all logits.
+        """
+        k, C = self.psi.shape[1], self.q.shape[1]
+        for high, row in zip(self.groups, tiles.rows, strict=True):
+            for low, tile in zip(self.groups, row, strict=False):
+                blocks = tile.view(_length(high), k, _length(low), k)
+                blocks.diagonal(dim1=1, dim2=3).sub_(damping / C)
+                if high == low:
+                    tile.diagonal().add_(damping)
+
+    def _block(self, psi: Tensor, scaled: Tensor, a: int, b: int, out: Tensor) -> None:
+        q = self.q
         class_a, class_b = self.keep[a], self.keep[b]
         s = q[:, class_a] * (self.rest[:, class_a] if a == b else q[:, class_b]) / len(q)
         normal_matrix(multiply(psi, s.sqrt().to(psi.dtype)[:, None], scaled), out)
         if a != b:
             negate_(out)
-        if damping:
-            out.diagonal().add_(damping * ((a == b) - 1 / C))
 
     def apply(self, X: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:
         """H times some vectors, from the features: 4 n c k operations each, and nothing of the size of H.
@@ -173,15 +188,18 @@ class SoftmaxHessian:
         Z -= mean
         Z *= q[:, :, None] / n
 
-    def dense_in_contrasts(self) -> Float[Tensor, "size size"]:
+    def dense_in_contrasts(self, tiles: Tiles) -> Float[Tensor, "size size"]:
         """The whole Hessian in orthonormal contrasts, whose eigenvalues are those of the full one that are not zero.
+
+        Args:
+            tiles: What `assemble` gave.
 
         Returns:
             H', float64.
         """
         k = self.psi.shape[1]
         back = torch.linalg.inv(self.to_contrasts)
-        H = self.assemble().dense()
+        H = tiles.dense()
         columns, rows = H.view(self.size, self.c, k), H.view(self.c, k, self.size)
         for start in range(0, self.size, CHUNK):
             part = columns[start : start + CHUNK]

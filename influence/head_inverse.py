@@ -33,6 +33,8 @@ class Factored:
     factor: Tiles
     rule: Inversion
     facts: Spectrum
+    eigen: Eigen | None = None
+    """Without vectors; None for a large matrix."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,6 +62,19 @@ class Factored:
             left *= rate
         return X
 
+    def columns(self, classes: slice) -> Float[Tensor, "a k b k"]:
+        """Part of the inverse itself, from one group of classes on.
+
+        Args:
+            classes: One of the Hessian's groups.
+
+        Returns:
+            Its rows from the first of these classes on, in their columns.
+        """
+        k = self.hessian.psi.shape[1]
+        X = self.factor.inverse_columns(self.hessian.groups.index(classes))
+        return X.view(self.hessian.c - classes.start, k, -1, k)
+
     def spectrum(self) -> Spectrum:
         """What is known of the eigenvalues.
 
@@ -81,7 +96,7 @@ class Factored:
             if rule.damping == 0 and self.facts.lambda_min > factor * self.facts.cutoff:
                 out[name] = self
             elif self.hessian.size <= SPECTRUM_LIMIT:
-                out[name] = _invert_small(self.hessian, rule, torch.finfo(torch.float64).eps)
+                out[name] = _invert_small(self.hessian, rule, torch.finfo(torch.float64).eps, self)
         return out
 
     def _error(self, G: Tensor, X: Tensor, r: Tensor) -> tuple[float, float]:
@@ -131,6 +146,20 @@ class Spectral:
         inside *= self.eigen.inverse(self.rule)[:, None]
         return _mix(product(V, inside).view_as(G), back)
 
+    def columns(self, classes: slice) -> Float[Tensor, "a k b k"]:
+        """Part of the pseudo-inverse itself, from one group of classes on.
+
+        Args:
+            classes: One of the Hessian's groups.
+
+        Returns:
+            Its rows from the first of these classes on, in their columns.
+        """
+        c, k = self.hessian.c, self.hessian.psi.shape[1]
+        unit = torch.eye(c * k, dtype=torch.float64, device=self.hessian.psi.device)
+        X = self.solve(unit[:, classes.start * k : classes.stop * k].reshape(c, k, -1), self.hessian.q)
+        return X[classes.start :].reshape(c - classes.start, k, -1, k)
+
     def spectrum(self) -> Spectrum:
         """Facts of all eigenvalues.
 
@@ -152,7 +181,13 @@ class Spectral:
 Inverse = Factored | Spectral
 
 
-def invert(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: torch.dtype = torch.float64) -> Inverse:
+def invert(
+    hessian: SoftmaxHessian,
+    rule: Inversion,
+    eps: float,
+    dtype: torch.dtype = torch.float64,
+    like: Inverse | None = None,
+) -> Inverse:
     """Factor the Hessian once.
 
     Args:
@@ -160,27 +195,33 @@ def invert(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: torch.dt
         rule: Damping and cutoff.
         eps: Rounding unit of what it is accumulated from.
         dtype: float32 allows a float32 factor for a large matrix of moderate condition, whose solutions are then refined.
+        like: The inverse of the same Hessian by another rule, whose eigenvalues are taken over.
 
     Returns:
         A Cholesky factor where no eigenvalue is to be cut, the spectral pseudo-inverse otherwise.
     """
+    if isinstance(like, Spectral) and like.eigen.spectrum(rule).rank < hessian.size:
+        return replace(like, rule=rule)
     if hessian.size <= SPECTRUM_LIMIT:
-        return _invert_small(hessian, rule, eps)
+        return _invert_small(hessian, rule, eps, like)
     for kind in dict.fromkeys((dtype, torch.float64)):
         found = _invert_large(hessian, rule, eps, kind)
         if found is not None:
             return found
-    return Spectral(hessian, eigendecompose(hessian.dense_in_contrasts(), eps), rule)
+    return Spectral(hessian, eigendecompose(hessian.dense_in_contrasts(hessian.assemble()), eps), rule)
 
 
-def _invert_small(hessian: SoftmaxHessian, rule: Inversion, eps: float) -> Inverse:
-    H = hessian.dense_in_contrasts()
-    eigen = eigendecompose(H, eps, vectors=False)
+def _invert_small(hessian: SoftmaxHessian, rule: Inversion, eps: float, like: Inverse | None = None) -> Inverse:
+    tiles = hessian.assemble()
+    eigen = eigendecompose(hessian.dense_in_contrasts(tiles), eps, vectors=False) if like is None else like.eigen
+    assert eigen is not None  # of a small matrix they are always there
     facts = eigen.spectrum(rule)
-    tiles = hessian.assemble(rule.damping)
+    hessian.damp_(tiles, rule.damping)
     if facts.rank == facts.size and facts.smallest_kept > 0 and tiles.factor_():
-        return Factored(hessian, tiles, rule, facts)
-    return Spectral(hessian, eigendecompose(H, eps), rule)
+        return Factored(hessian, tiles, rule, facts, eigen)
+    if len(eigen.V) != hessian.size:
+        eigen = eigendecompose(hessian.dense_in_contrasts(hessian.assemble()), eps)
+    return Spectral(hessian, eigen, rule)
 
 
 def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: torch.dtype) -> Factored | None:

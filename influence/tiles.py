@@ -113,6 +113,21 @@ class Tiles:
                 subtract_applied(parts[j], self.rows[i][j], parts[i], transposed=True)
             solve_triangle_(self.rows[j][j], parts[j], transposed=True)
 
+    def inverse_columns(self, j: int) -> Float[Tensor, "rows columns"]:
+        """Columns of the inverse of the factored matrix, from the diagonal tile down.
+
+        Args:
+            j: Which tile the columns are those of.
+
+        Returns:
+            A new tensor: the rows of that tile and of all below it.
+        """
+        trailing = Tiles([row[j:] for row in self.rows[j:]])  # what is above it does not reach these entries
+        X = self.rows[0][0].new_zeros(sum(trailing.sizes), trailing.sizes[0])
+        X.diagonal().fill_(1.0)
+        trailing.solve_(X)
+        return X
+
     def dense(self) -> Float[Tensor, "size size"]:
         """The whole symmetric matrix.
 

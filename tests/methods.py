@@ -25,6 +25,8 @@ class Parts:
     """[m, p]"""
     G_train: np.ndarray
     """[n, p]"""
+    asked: tuple[torch.Tensor, torch.Tensor]
+    """Inputs and labels of the queries, or of the train set where that is scored on itself."""
 
     @functools.cached_property
     def hessian(self) -> np.ndarray:
@@ -39,6 +41,12 @@ class Parts:
         """Contributions of each example to the curvature of each kind of rows, [n, p, p]."""
         return {rows: reference.curvature_parts(self.problem, rows) for rows in ("logits", "margin", "trak", "label")}
 
+    def without(self, rows: str, kind: bool | str, damping: float) -> np.ndarray:
+        """Scores with the leave-one-out correction, or n times the change of the loss at moved logits."""
+        if kind == "loss":
+            return reference.leave_one_out_losses(self.problem, *self.asked, self.kinds[rows], self.G_train, damping)
+        return reference.leave_one_out_scores(self.G_query, self.kinds[rows], self.G_train, damping)
+
     def through(self, H_inverse: np.ndarray) -> np.ndarray:
         return reference.score_matrix(self.G_query, H_inverse, self.G_train)
 
@@ -47,7 +55,8 @@ class Parts:
 def parts(case: Case, dtype: torch.dtype = torch.float64, on_itself: bool = False) -> Parts:
     problem = case.build(dtype=dtype)
     G_train = reference.gradients(problem, *problem.train)
-    return Parts(problem, G_train if on_itself else reference.gradients(problem, *problem.queries), G_train)
+    asked = problem.train if on_itself else problem.queries
+    return Parts(problem, G_train if on_itself else reference.gradients(problem, *asked), G_train, asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,7 @@ def _newton(name: str, damping: float | None = None, main: bool = False, **optio
     def truth(case: Case, ask: Parts) -> np.ndarray:
         lam = case.damping if damping is None else damping
         if options.get("leave_one_out"):
-            return reference.leave_one_out_scores(ask.G_query, ask.kinds[rows], ask.G_train, lam)
+            return ask.without(rows, options["leave_one_out"], lam)
         return ask.through(reference.inverse(ask.kinds[rows].sum(axis=0), damping=lam))
 
     return Method(
@@ -113,6 +122,20 @@ METHODS = (
         main=False,
         build=lambda case: LinearHead(damping=case.damping),
         truth=lambda case, ask: ask.through(reference.inverse(ask.ggn, damping=case.damping)),
+    ),
+    Method(
+        name="LinearHead-leave-one-out",
+        head_only=True,
+        main=False,
+        build=lambda case: LinearHead(damping=case.damping, leave_one_out=True),
+        truth=lambda case, ask: ask.without("logits", True, case.damping),
+    ),
+    Method(
+        name="LinearHead-leave-one-out-loss",
+        head_only=True,
+        main=False,
+        build=lambda case: LinearHead(damping=case.damping, leave_one_out="loss"),
+        truth=lambda case, ask: ask.without("logits", "loss", case.damping),
     ),
     Method(
         name="Hessian",
@@ -151,6 +174,8 @@ METHODS = (
     _newton("label", rows="label", form="dual"),
     _newton("leave-one-out-primal", form="primal", leave_one_out=True),
     _newton("leave-one-out-dual", form="dual", leave_one_out=True),
+    _newton("leave-one-out-loss-primal", form="primal", leave_one_out="loss"),
+    _newton("leave-one-out-loss-dual", form="dual", leave_one_out="loss"),
 )
 
 PAIRS = tuple((method, case) for method in METHODS for case in CASES if method.applies(case))
