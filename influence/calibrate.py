@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -28,7 +27,7 @@ def seconds_of(call: Callable[[], object], share: float = 1.0) -> float:
         share: Of the usual time to spend on it.
 
     Returns:
-        The median of its runs but the first: what the machine gives at its present load.
+        The least of its runs: threads that wait for each other on a busy machine stall short calls far more than long ones.
     """
     first = _once(call)  # libraries look around on their first call
     if first > LONG:
@@ -38,7 +37,7 @@ def seconds_of(call: Callable[[], object], share: float = 1.0) -> float:
         times.append(_once(call))
         if len(times) == 50:
             break
-    return statistics.median(times)
+    return min(first, *times)
 
 
 def growing(make: Callable[[int], Callable[[], object]], full: int, least: float = 2.0) -> float:
@@ -64,6 +63,33 @@ def growing(make: Callable[[int], Callable[[], object]], full: int, least: float
         size, taken = next_size, seconds_of(make(next_size), 0.5)
         slope = max((taken - before) / (size - size_before), taken / size / 8)
     return taken + slope * (full - size)
+
+
+def extrapolated(
+    make: Callable[[int], Callable[[], object]], measured: int, full: int, power: int, linear: float = 0.0
+) -> float:
+    """Seconds of a call of some size, from two smaller ones: what does not grow between them is overhead.
+
+    Args:
+        make: From a size to a call.
+        measured: The larger size that is timed.
+        full: The size that is asked for.
+        power: The cost grows as this power of the size.
+        linear: Seconds a unit of size of something else in the call; left out of what is returned.
+
+    Returns:
+        Seconds at the full size.
+    """
+    measured = min(measured, full)
+    taken = seconds_of(make(measured), 0.5)
+    own = max(taken - linear * measured, taken / 10)
+    if measured == full:
+        return own
+    half = max(1, measured // 2)
+    before = seconds_of(make(half), 0.5) - linear * half
+    share = own / measured**power
+    slope = (own - before) / (measured**power - half**power) if half < measured else share
+    return own + min(max(slope, share / 8), share) * (full**power - measured**power)
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -171,15 +197,17 @@ class Machine:
         Returns:
             Seconds.
         """
-        s = min(size, LARGEST[dtype])
 
-        def time() -> float:
+        def make(s: int) -> Callable[[], object]:
             A = self._random(s, s, dtype)
             H = A @ A.T + s * torch.eye(s, dtype=dtype, device=self.device)
-            with threads_for(2.0 * size**3):
-                return seconds_of(lambda: cholesky_(H.clone()))
+            return lambda: cholesky_(H.clone())
 
-        return self.remembered(("cholesky", s, dtype), time) * (size / s) ** 3
+        def time() -> float:
+            with threads_for(2.0 * size**3):
+                return extrapolated(make, LARGEST[dtype], size, 3)
+
+        return self.remembered(("cholesky", size, dtype), time)
 
     def solve(self, size: int, columns: int, dtype: torch.dtype) -> float:
         """Forward and backward substitution.
@@ -192,9 +220,9 @@ class Machine:
         Returns:
             Seconds.
         """
-        s, b = min(size, LARGEST[dtype]), min(columns, 512)
+        b = max(1, min(columns, 512))
 
-        def time() -> float:
+        def make(s: int) -> Callable[[], object]:
             L = torch.tril(self._random(s, s, dtype)) / s + torch.eye(s, dtype=dtype, device=self.device)
             X = self._random(s, b, dtype)
 
@@ -202,10 +230,13 @@ class Machine:
                 solve_triangle_(L, X, transposed=False)
                 solve_triangle_(L, X, transposed=True)
 
-            with threads_for(2.0 * size * size * columns):
-                return seconds_of(both) if b else 0.0
+            return both
 
-        return self.remembered(("solve", s, b, dtype), time) * (size / s) ** 2 * columns / max(b, 1)
+        def time() -> float:
+            with threads_for(2.0 * size * size * columns):
+                return extrapolated(make, LARGEST[dtype], size, 2)
+
+        return self.remembered(("solve", size, b, dtype), time) * columns / b
 
     def eigen(self, size: int, *, vectors: bool) -> float:
         """All eigenvalues of a symmetric matrix in float64.
@@ -217,14 +248,13 @@ class Machine:
         Returns:
             Seconds.
         """
-        s = min(size, LARGEST_EIGEN)
 
-        def time() -> float:
+        def make(s: int) -> Callable[[], object]:
             A = self._random(s, s, torch.float64)
             H = A @ A.T
-            return seconds_of(lambda: eigendecompose(H, 1e-16, vectors=vectors))
+            return lambda: eigendecompose(H, 1e-16, vectors=vectors)
 
-        return self.remembered(("eigen", s, vectors), time) * (size / s) ** 3
+        return self.remembered(("eigen", size, vectors), lambda: extrapolated(make, LARGEST_EIGEN, size, 3))
 
     def sweep(self, nbytes: float) -> float:
         """Reading a large array once.

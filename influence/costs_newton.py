@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .attribute import RUN
-from .calibrate import count_flops, growing, seconds_of
+from .calibrate import count_flops, extrapolated, growing, seconds_of
 from .costs import Task
 from .estimate import Matrix, Stage
 from .factors import make_factor
@@ -177,6 +177,20 @@ def writing_flops(one: Caught) -> float:
     return sum(2.0 * one.R * T * width for T, width in sizes if T > 1)
 
 
+def writing_seconds(rows: RowSet) -> float:
+    """Seconds of the same, an example.
+
+    Args:
+        rows: One block, caught already.
+
+    Returns:
+        Seconds.
+    """
+    caught = rows.caught(rows.blocks[0])
+    pairs = [pair for pair in caught.pairs if not pair.ghost]
+    return seconds_of(lambda: [pair.rows() for pair in pairs], 0.5) / caught.b if pairs else 0.0
+
+
 def gauss_newton(task: Task) -> tuple[list[Stage], Matrix]:
     """The stages of one variant.
 
@@ -222,15 +236,13 @@ def _catch(task: Task, rows: Rows) -> Stage:
 def _gram(task: Task, rows: Rows) -> Stage:
     blocks, b = len(rows.held.blocks), rows.held.block
     n, N = rows.n, rows.size
-    few, pair = _measured(rows, pair_flops(rows.one, rows.R)), 0.0
-    alone = seconds_of(partial(gram, rows.block(few), rows.products))
-    if blocks > 1:
-        both = seconds_of(partial(gram, rows.block(few, 2), rows.products))
-        pair = max(both - 2 * alone, alone)
-    scale = (min(b, n) / few) ** 2
-    whole = n / b  # blocks, the last one perhaps a part of one
-    seconds = scale * (whole * alone + max(0.0, (whole * whole - whole) / 2) * pair)
+    few, full = _measured(rows, pair_flops(rows.one, rows.R)), min(b, n)
     halved, alike = _layers(rows.one, rows.R)
+    writing = writing_seconds(rows.block(few))
+    alone = extrapolated(lambda count: partial(gram, rows.block(count), rows.products), few, full, 2, writing)
+    pair = alone * (halved + alike) / (halved / 2 + alike)  # of two blocks that are not the same
+    whole = n / full  # blocks, the last one perhaps a part of one
+    seconds = whole * alone + (whole * whole - whole) / 2 * pair + n * (blocks + 1) / 2 * writing
     flops = n * n / 2 * halved + n * (n + min(b, n)) / 2 * alike + n * writing_flops(rows.one) * (blocks + 1) / 2
     widest = max([rows.one.written.shape[1], *(pair.width for pair in rows.one.pairs if not pair.ghost)])
     item = torch.finfo(task.sampled.problem.dtype).bits // 8
@@ -301,14 +313,19 @@ def _crossing(rows: Rows) -> Callable[[int], tuple[float, float]]:
         return lambda count: (count * rows.query, count * rows.query_flops)
     flops = pair_flops(rows.one, rows.asked)
     few = _measured(rows, flops)
-    small, asked = rows.block(few), rows.question.expand(few, *rows.question.shape[1:])
-    taken = seconds_of(partial(cross_gram, small, small.side, slice(0, few), asked, rows.products))
-    inner = max(taken - few * rows.query, taken / 10) / few**2
+    writing, full = writing_seconds(rows.block(few)), min(rows.held.block, rows.n)
+
+    def make(count: int) -> Callable[[], object]:
+        small, asked = rows.block(count), rows.question.expand(count, *rows.question.shape[1:])
+        return partial(cross_gram, small, small.side, slice(0, count), asked, rows.products)
+
+    inner = extrapolated(make, few, full, 2, rows.query + writing) / full**2
 
     def cost(count: int) -> tuple[float, float]:
         parts = -(-count // 512)
-        seconds = count * rows.query + inner * count * rows.n + parts * caught * rows.catch
-        return seconds, count * rows.query_flops + count * rows.n * flops + parts * caught * rows.catch_flops
+        seconds = count * rows.query + inner * count * rows.n + parts * (caught * rows.catch + rows.n * writing)
+        written = parts * (caught * rows.catch_flops + rows.n * writing_flops(rows.one))
+        return seconds, count * rows.query_flops + count * rows.n * flops + written
 
     return cost
 
