@@ -327,8 +327,7 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
     numbers: Any = settings.damping or (0.0,)
     leave_one_out: Any = settings.leave_one_out == "score" or settings.leave_one_out or False
     if name == "linear-head":
-        more: dict[str, Any] = {"leave_one_out": leave_one_out} if leave_one_out else {}
-        return LinearHead(damping=numbers, rcond=settings.rcond, **more)
+        return LinearHead(damping=numbers, rcond=settings.rcond, leave_one_out=leave_one_out)
     if name == "gauss-newton":
         return GaussNewton(
             rows=settings.rows,  # type: ignore[arg-type]  # checked by the settings

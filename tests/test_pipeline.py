@@ -278,6 +278,8 @@ def test_without_weight_decay_there_are_no_damped_scores(tmp_path):
          {"parameters": "all", "curvature": upweight.GaussNewton(damping=0.1, leave_one_out=True)}),
         (["--parameters", "all", "--damping", 0.1, "--leave-one-out", "loss"],
          {"parameters": "all", "curvature": upweight.GaussNewton(damping=0.1, leave_one_out="loss")}),
+        (["--damping", 0.1, "--leave-one-out", "loss"],
+         {"curvature": upweight.LinearHead(damping=0.1, leave_one_out="loss")}),
         (["--query-label", "predicted", "--rcond", 1e-6, "--train-scores"],
          {"query_label": "predicted", "curvature": upweight.LinearHead(rcond=1e-6), "train_scores": True}),
     ],

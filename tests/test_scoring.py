@@ -134,6 +134,8 @@ def prepared(case="head"):
         ("mlp", {"damping": (0.1, "auto")}, GaussNewton(damping=(0.1, "auto"))),
         ("mlp", {"damping": (0.0,), "curvature": "hessian"}, Hessian()),
         ("mlp", {"damping": (1.0, 2.0), "curvature": "hessian"}, Hessian(damping=(1.0, 2.0))),
+        ("head", {"damping": (0.1,), "leave_one_out": "score"}, LinearHead(damping=0.1, leave_one_out=True)),
+        ("head", {"damping": (0.1,), "leave_one_out": "loss"}, LinearHead(damping=0.1, leave_one_out="loss")),
         ("mlp", {"leave_one_out": "score"}, GaussNewton(leave_one_out=True)),
         ("mlp", {"leave_one_out": "loss"}, GaussNewton(leave_one_out="loss")),
         ("mlp", {"curvature": "gradient-cosine"}, GradientDot(cosine=True)),
@@ -141,13 +143,6 @@ def prepared(case="head"):
 )
 def test_settings_become_a_curvature(case, settings, curvature):
     assert scoring.make_curvature(prepared(case), AttributeSettings(**settings)) == curvature
-
-
-@pytest.mark.parametrize(("said", "given"), [("score", True), ("loss", "loss")])
-def test_the_head_is_told_of_leave_one_out(monkeypatch, said, given):
-    monkeypatch.setattr("upweight.influence.head.LinearHead", lambda **options: options)
-    made = scoring.make_curvature(prepared(), AttributeSettings(damping=(0.1,), leave_one_out=said))
-    assert made == {"damping": (0.1,), "rcond": None, "leave_one_out": given}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ LISTS = {
     "GaussNewton-dual": ("mlp", GaussNewton(damping=["auto", 1e-3, 0.1], form="dual")),
     "GaussNewton-primal": ("mlp", GaussNewton(damping=[1e-2, 0.1], form="primal")),
     "GaussNewton-leave-one-out": ("mlp", GaussNewton(damping=[0.1, "auto"], leave_one_out=True)),
+    "LinearHead-leave-one-out": ("head", LinearHead(damping=[0.1, 0.2], leave_one_out=True)),
     "Hessian": ("mlp", Hessian(damping=[1.0, 3.0])),
 }
 every_list = pytest.mark.parametrize(("case", "curvature"), LISTS.values(), ids=LISTS)
