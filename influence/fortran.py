@@ -33,7 +33,7 @@ def call(name: str, *arguments: str | int | float | Tensor) -> int:
     dtype = next(a.dtype for a in arguments if isinstance(a, Tensor))
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
     info = ctypes.c_int(0)
-    held = []
+    held: list[Any] = []
     for a in arguments:
         match a:
             case Tensor():

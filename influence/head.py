@@ -313,9 +313,9 @@ def moved_head(state: HeadState, queries: Float[Tensor, "b k+C+1"], columns: sli
     assert state.moves is not None  # formed by `fit` for this kind of score
     hessian = state.inverse.hessian
     n, C = hessian.q.shape
-    psi, z, y = queries.split([hessian.psi.shape[1], C, 1], dim=1)
+    psi, z, y = torch.split(queries, [hessian.psi.shape[1], C, 1], dim=1)
     moves = state.moves[:, columns].view(hessian.c, psi.shape[1], -1)
-    out = psi.new_empty(len(psi), moves.shape[2])
+    out: Tensor = psi.new_empty(len(psi), moves.shape[2])
     step = max(1, MOVED_BYTES // (8 * C * moves.shape[2]))
     for start in range(0, len(psi), step):
         part = slice(start, start + step)
