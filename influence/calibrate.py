@@ -40,25 +40,22 @@ def seconds_of(call: Callable[[], object], share: float = 1.0) -> float:
     return min(first, *times)
 
 
-def growing(make: Callable[[int], Callable[[], object]], full: int, least: float = 2.0) -> float:
+def growing(make: Callable[[int], Callable[[], object]], full: int) -> float:
     """Seconds of a call of some size, from smaller ones where that size takes long.
 
-    Sizes grow until a call takes long enough to time, and longer than the overhead of any call.
+    Sizes grow until a call takes longer than any overhead: threads that have to wait make short calls look alike.
 
     Args:
         make: From a size to a call.
         full: The size that is asked for.
-        least: A call long enough to time, as a share of the usual time to spend.
 
     Returns:
         Seconds at the full size: measured, or what the last two sizes lead to.
     """
     size, taken = 1, seconds_of(make(1), 0.2)
-    slope = taken if taken > LONG else 0.0  # one call does not tell overhead from work
-    while size < full:
-        next_size = min(8 * size, full, max(2 * size, int(size * LONG / taken)))
-        if taken > LONG or (taken > least * SLOT and slope * size > taken / 2):
-            break
+    slope = taken
+    while size < full and taken < LONG / 4:
+        next_size = min(16 * size, full, max(2 * size, int(size * LONG / 2 / taken)))
         before, size_before = taken, size
         size, taken = next_size, seconds_of(make(next_size), 0.5)
         slope = max((taken - before) / (size - size_before), taken / size / 8)
@@ -89,7 +86,7 @@ def extrapolated(
     before = seconds_of(make(half), 0.5) - linear * half
     share = own / measured**power
     slope = (own - before) / (measured**power - half**power) if half < measured else share
-    return own + min(max(slope, share / 8), share) * (full**power - measured**power)
+    return float(own + min(max(slope, share / 8), share) * (full**power - measured**power))
 
 
 def count_flops(call: Callable[[], object]) -> int:

@@ -210,7 +210,7 @@ def _hessian_rows_cost(side: Side, batch: int) -> tuple[float, float]:
     while taken < SLOT and few < batch:
         few = min(4 * few, batch)
         taken = seconds_of(partial(call, few, 1), 0.2)
-    seconds = growing(lambda rows: lambda: call(few, rows), chunk, 4) / (few * chunk)
+    seconds = growing(lambda rows: lambda: call(few, rows), chunk) / (few * chunk)
     flops = count_flops(lambda: call(1, 1))
     return n * problem.p * seconds, float(n * problem.p * flops)
 
