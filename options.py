@@ -94,7 +94,7 @@ def settings_options(settings: Sequence[type], hidden: Iterable[str] = ()) -> li
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
-    optional = isinstance(hint, types.UnionType)
+    optional = isinstance(hint, types.UnionType) and types.NoneType in typing.get_args(hint)
     if optional:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     many = typing.get_origin(hint) is tuple

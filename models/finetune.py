@@ -2,10 +2,14 @@
 
 The frozen part stays in evaluation mode, so its batch-norm statistics are those of the source and its activations are
 a fixed function of the image: they are computed once a run. (In the original study's code these statistics drifted.)
+
+What other works add is set by settings of its own: a head with hidden layers, learning without forgetting (`lwf`), weights of
+a fixed spectral norm (`spectral`), other modes of batch-norm (`batch_norm`). Any of them goes with any other.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,18 +19,23 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import SGD
 
 from .. import UsageError
 from .attacks import evaluating
+from .batch_norm import freeze_affine, set_statistics
 from .checkpoints import LoadedModel, file_hash, load_model, save_model, write_json
 from .data import TargetData, choose_subset
 from .device import reproducible, resolve_device, threads
+from .heads import HeadSpec
 from .images import ImageSet
+from .lwf import feature_distance
 from .runs import MODEL_FILE, PARTIAL_FILE, RUN_FILE, Run, finished_run, index_record
 from .settings import FineTuneSettings
-from .training import FitPlan, FitState, Progress, batch_order, fit, settings_digest
-from .transfer import Split, split, with_new_head
+from .spectral import fold_weights, scale_weights
+from .training import Batch, FitPlan, FitState, Progress, batch_order, fit, settings_digest
+from .transfer import Split, block_names, split, with_new_head
 from .versions import versions
 from .zoo import Classifier
 
@@ -62,6 +71,11 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that is kept."""
+        return 0 if self.kept is None else self.kept.nbytes
 
     @torch.no_grad()
     def _compute(self, rows: Int[Tensor, " b"]) -> Float[Tensor, "b ..."]:
@@ -142,7 +156,7 @@ def fine_tune(
     partial_file = run_dir / PARTIAL_FILE
     if (run_dir / RUN_FILE).exists() and not overwrite:
         return finished_run(run_dir, decisive, data)
-    model = with_new_head(source.model, len(data.class_names), settings.seed).to(device).eval()
+    model = with_new_head(source.model, len(data.class_names), settings.seed, _head(settings)).to(device).eval()
     parts = split(model, settings.k)
     if overwrite:  # only now, when nothing about the settings can be refused any more
         for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
@@ -151,8 +165,10 @@ def fine_tune(
         tuned = _Tuning(parts, train, data.test, settings, device, progress)
         with threads(1 if tuned.train.image_size * settings.batch_size <= _SMALL_BATCH else None):
             state = tuned.fit(partial_file, decisive, progress)
-            accuracy = {"train": tuned.train.accuracy(parts.trained), "test": tuned.test.accuracy(parts.trained)}
+            fold_weights(parts.trained)
+            accuracy = tuned.accuracies()
     info = _record(source, data, train, settings, decisive, state, accuracy)
+    info["k"] = len(block_names(model)) if settings.k == "all" else settings.k
     _write(run_dir, model.cpu().eval(), info)
     partial_file.unlink(missing_ok=True)
     return finished_run(run_dir, decisive, data)
@@ -160,13 +176,22 @@ def fine_tune(
 
 def _decisive(source: LoadedModel, data: TargetData, settings: FineTuneSettings) -> dict[str, Any]:
     """All that decides the weights, as plain values; the device and the size of the cache only decide the time."""
-    recipe = {name: value for name, value in asdict(settings).items() if name not in {"device", "cache_mb"}}
+    recipe = {name: value for name, value in settings.recipe().items() if name not in {"device", "cache_mb"}}
     return recipe | {
         "source": source.name,
         "source_sha256": source.sha256,
         "data": data.name,
         "data_sha256": data.fingerprint,
     }
+
+
+def _head(settings: FineTuneSettings) -> HeadSpec:
+    return HeadSpec(
+        hidden=settings.hidden,
+        width=settings.hidden_width or 0,
+        batch_norm=settings.head_batch_norm,
+        dropout=settings.head_dropout,
+    )
 
 
 class _Tuning:
@@ -183,30 +208,76 @@ class _Tuning:
     ) -> None:
         for parameter in parts.frozen.parameters():
             parameter.requires_grad_(False)
+        if not settings.bn_affine:
+            freeze_affine(parts.features)
         self.parts, self.settings = parts, settings
+        self.moving = settings.statistics in {"extractor", "all"}
+        """Whether the frozen part is no fixed function of the image, because its batch-norm statistics follow the target."""
+        ahead = nn.Sequential() if self.moving else parts.frozen
+        self.module = nn.Sequential(*parts.frozen, *parts.trained) if self.moving else parts.trained
+        self.features = self.module[: len(self.module) - len(parts.head)]
         budget = settings.cache_mb * 2**20
-        told = [None if progress is None else partial(progress, f"frozen blocks, {word}") for word in ("train", "test")]
-        self.train = Activations(parts.frozen, train, device, budget, told[0])
-        used = 0 if self.train.kept is None else self.train.kept.nbytes
-        self.test = Activations(parts.frozen, test, device, budget - used, told[1])
+        told = {
+            word: None if progress is None else partial(progress, word)
+            for word in ("source features", "frozen blocks, train", "frozen blocks, test")
+        }
+        self.source: Activations | None = None
+        """Penultimate features of the source for the train images, where the recipe asks for them."""
+        if settings.lwf:
+            as_it_was = nn.Sequential(*copy.deepcopy(parts.frozen), *copy.deepcopy(parts.features))
+            self.source = Activations(as_it_was.eval(), train, device, budget, told["source features"])
+            budget -= self.source.nbytes
+        self.train = Activations(ahead, train, device, budget, told["frozen blocks, train"])
+        self.test = Activations(ahead, test, device, budget - self.train.nbytes, told["frozen blocks, test"])
+        if settings.neft is not None:
+            scale_weights(parts.trained, settings.neft, settings.seed)
+        steps = sum(1 for _ in batch_order(len(train), settings.batch_size, settings.seed, 1))
+        self.steps, self.warm_steps = steps, round(settings.warm_up * steps * (settings.epochs or 0))
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int) -> Iterator[Batch]:
         for rows in batch_order(len(self.train), self.settings.batch_size, self.settings.seed, epoch):
-            yield self.train.batch(rows)
+            batch = self.train.batch(rows)
+            yield batch if self.source is None else (*batch, self.source.batch(rows)[0])
+
+    def _set_mode(self, head_only: bool) -> None:
+        """What is trained in training mode; whatever stays as it is in evaluation mode."""
+        self.module.train()
+        if head_only:
+            self.features.eval()
+            return
+        if self.moving:
+            self.parts.frozen.eval()
+            set_statistics(self.parts.frozen, follow=True)
+        set_statistics(self.parts.features, follow=self.settings.statistics in {"trained", "all"})
+
+    def _loss(self, module: nn.Module, batch: Batch, epoch: int, step: int) -> Tensor:  # the module is our own
+        head_only = (epoch - 1) * self.steps + step < self.warm_steps
+        self._set_mode(head_only)
+        with torch.set_grad_enabled(
+            not head_only
+        ):  # without gradients SGD leaves the blocks alone, decay and momentum too
+            features = self.features(batch[0])
+        loss = functional.cross_entropy(self.parts.head(features), batch[1])
+        if self.source is not None:
+            loss = loss + self.settings.lwf * feature_distance(features, batch[2], self.settings.lwf_distance)
+        return loss
+
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy on the train and on the test images."""
+        return {"train": self.train.accuracy(self.module), "test": self.test.accuracy(self.module)}
 
     def _measure(self, epoch: int) -> Mapping[str, float]:
         every, last = self.settings.evaluate_every, self.settings.epochs
         if epoch not in {1, last} and not (every and (epoch - 1) % every == 0):
             return {}
-        trained = self.parts.trained
-        return {"train_accuracy": self.train.accuracy(trained), "test_accuracy": self.test.accuracy(trained)}
+        return {f"{word}_accuracy": value for word, value in self.accuracies().items()}
 
     def fit(self, partial_file: Path, decisive: Mapping[str, Any], progress: Progress | None) -> FitState:
         """Train to the end, from where an earlier call was stopped."""
         settings = self.settings
         epochs = settings.epochs or 0
         optimizer = SGD(
-            self.parts.trained.parameters(),
+            [parameter for parameter in self.module.parameters() if parameter.requires_grad],
             settings.learning_rate,
             settings.momentum,
             weight_decay=settings.weight_decay,
@@ -219,8 +290,9 @@ class _Tuning:
             partial=partial_file,
             settings=decisive,
             measure=self._measure,
+            loss=self._loss,
         )
-        return fit(self.parts.trained, optimizer, self._batches, plan, progress)
+        return fit(self.module, optimizer, self._batches, plan, progress)
 
 
 def _record(
@@ -235,7 +307,7 @@ def _record(
     return {
         "format": "upweight-run",
         "version": 1,
-        "settings": asdict(settings),
+        "settings": settings.recipe(),
         "digest": settings_digest(decisive),
         "decisive": dict(decisive),
         "source": source.record(),
@@ -247,7 +319,6 @@ def _record(
             "test_index": index_record(data.test.index),
             "class_names": list(data.class_names),
         },
-        "k": settings.k,
         "n": settings.n,
         "seed": settings.seed,
         "weight_decay": settings.weight_decay,

@@ -23,8 +23,17 @@ from .device import generator, seeded
 from .errors import CheckpointError, RunMismatch, TrainingError
 
 Progress = Callable[[str, int, int], None]
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-"""An epoch, counted from 1, to its batches of inputs and labels."""
+Batch = tuple[Tensor, ...]
+"""Inputs, labels, and whatever else the loss takes."""
+Batches = Callable[[int], Iterable[Batch]]
+"""An epoch, counted from 1, to its batches."""
+Loss = Callable[[nn.Module, Batch, int, int], Tensor]
+"""Mean loss of a module over a batch; epoch, counted from 1, and number of the batch, counted from 0."""
+
+
+def cross_entropy(module: nn.Module, batch: Batch, epoch: int, step: int) -> Tensor:
+    """The loss of a fit that knows no other."""
+    return functional.cross_entropy(module(batch[0]), batch[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,8 @@ class FitPlan:
     """All that decides the result, as plain JSON values; the state of another fit is refused."""
     measure: Callable[[int], Mapping[str, float]] | None = None
     """Epoch to further numbers for the history."""
+    loss: Loss = cross_entropy
+    """What is minimised."""
 
 
 @dataclass(slots=True)
@@ -76,15 +87,20 @@ def batch_order(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int[
 
 
 def run_epoch(
-    module: nn.Module, optimizer: SGD, batches: Iterable[tuple[Tensor, Tensor]], rate: Callable[[int], float]
+    module: nn.Module,
+    optimizer: SGD,
+    batches: Iterable[Batch],
+    rate: Callable[[int], float],
+    loss: Callable[[nn.Module, Batch, int], Tensor] | None = None,
 ) -> float:
-    """One pass of stochastic gradient descent on the cross-entropy.
+    """One pass of stochastic gradient descent.
 
     Args:
         module: What is trained, in the mode it should have.
         optimizer: Holds its parameters.
-        batches: Inputs and labels.
+        batches: Inputs, labels, and whatever else the loss takes.
         rate: Number of the batch, from 0, to its learning rate.
+        loss: Module, batch and its number to the mean loss over the batch; cross-entropy when not given.
 
     Returns:
         Mean loss over the examples as they were met, in nats.
@@ -92,16 +108,17 @@ def run_epoch(
     Raises:
         TrainingError: The loss is not a finite number.
     """
+    loss = loss or _at(cross_entropy, epoch=1)
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for step, (x, y) in enumerate(batches):
+    for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(module(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss(module, batch, step)
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total = total.to(loss.device) + loss.detach() * len(y)
-        count += len(y)
+        total = total.to(value.device) + value.detach() * len(batch[1])
+        count += len(batch[1])
     mean = float(total) / count
     if not math.isfinite(mean):
         raise TrainingError(f"The fit diverged: its loss became {mean}; lower the learning rate.")
@@ -201,7 +218,7 @@ def fit(
         started = time.monotonic()
         module.train()
         with seeded("dropout", plan.seed, epoch, device=device):
-            loss = run_epoch(module, optimizer, batches(epoch), partial(plan.rate, epoch))
+            loss = run_epoch(module, optimizer, batches(epoch), partial(plan.rate, epoch), _at(plan.loss, epoch))
         entry = {"epoch": epoch, "loss": loss}
         if plan.measure is not None:
             entry |= plan.measure(epoch)
@@ -212,6 +229,10 @@ def fit(
         if progress:
             progress(plan.stage, epoch, plan.epochs)
     return state
+
+
+def _at(loss: Loss, epoch: int) -> Callable[[nn.Module, Batch, int], Tensor]:
+    return lambda module, batch, step: loss(module, batch, epoch, step)
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from .. import UsageError
 from .device import seeded
+from .heads import HeadSpec, find_head, renew_head
 from .zoo import Classifier, SmallResNet
 
 Chain = list[tuple[str, nn.Module]]
@@ -27,6 +28,18 @@ class Split(NamedTuple):
     trained: nn.Sequential
     parameters: tuple[str, ...]
     """Names, within the whole model, of the parameters of the trained part."""
+    body: int
+    """Modules of the trained part that come before the head."""
+
+    @property
+    def features(self) -> nn.Sequential:
+        """The trained part without the head: what gives the penultimate features."""
+        return self.trained[: self.body]
+
+    @property
+    def head(self) -> nn.Sequential:
+        """The rest of the trained part."""
+        return self.trained[self.body :]
 
 
 def chain(model: nn.Module) -> Chain:
@@ -113,52 +126,44 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def head_name(model: nn.Module) -> str:
-    """Name of the head: the last linear layer in order of registration.
+    """Name of the last linear layer of the head, in order of registration: the one that gives the logits.
 
     Args:
-        model: Any module.
+        model: Any module with a linear layer.
 
     Returns:
         Its name within the model; empty when the model is that layer itself.
-
-    Raises:
-        UsageError: There is no linear layer.
     """
-    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise UsageError(
-            f"{type(model).__name__} has no linear layer to take as its head; name the parameters to analyse."
-        )
-    return names[-1]
+    name, head = find_head(model)
+    last = [inner for inner, module in head.named_modules() if isinstance(module, nn.Linear)][-1]
+    return ".".join(part for part in (name, last) if part)
 
 
-def with_new_head(model: Classifier, num_classes: int, seed: int) -> Classifier:
-    """A copy of a network whose head is a fresh linear layer for other classes, as torch initialises it by default.
+def with_new_head(model: Classifier, num_classes: int, seed: int, head: HeadSpec | None = None) -> Classifier:
+    """A copy of a network whose head is a fresh one for other classes, as torch initialises it by default.
 
     Args:
         model: The source; left as it is.
         num_classes: Classes of the target.
         seed: Decides the head.
+        head: Its layers; a linear one when not given.
 
     Returns:
         The copy, on the CPU.
     """
     model = copy.deepcopy(model).cpu()
-    name = head_name(model)
-    parent, _, leaf = name.rpartition(".")
     with seeded("head", seed):
-        head = nn.Linear(model.get_submodule(name).in_features, num_classes)  # type: ignore[arg-type]
-    setattr(model.get_submodule(parent), leaf, head)
-    model.spec = replace(model.spec, num_classes=num_classes)
+        spec = renew_head(model, num_classes, head or HeadSpec())
+    model.spec = replace(model.spec, num_classes=num_classes, head=spec)
     return model
 
 
-def split(model: nn.Module, k: int) -> Split:
+def split(model: nn.Module, k: int | Literal["all"]) -> Split:
     """Cut a network before its k-th last block; with k = 0, before its head.
 
     Args:
         model: A network that `chain` knows.
-        k: Blocks in the trained part, besides the head.
+        k: Blocks in the trained part, besides the head; all: every block and the stem before them.
 
     Returns:
         Both parts as modules, and the names of the trained parameters.
@@ -167,9 +172,13 @@ def split(model: nn.Module, k: int) -> Split:
         UsageError: k is negative or beyond the blocks.
     """
     links = chain(model)
-    cut = _cut(model, links, k)
+    cut = _first_trainable(links) if k == "all" else _cut(model, links, k)
     frozen, trained = (nn.Sequential(*(m for _, m in part)) for part in (links[:cut], links[cut:]))
-    return Split(frozen, trained, _names_of(model, [m for _, m in links[cut:]]))
+    return Split(frozen, trained, _names_of(model, [m for _, m in links[cut:]]), _cut(model, links, 0) - cut)
+
+
+def _first_trainable(links: Chain) -> int:
+    return next(i for i, (_, module) in enumerate(links) if any(True for _ in module.parameters()))
 
 
 def _check_k(k: int, blocks: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import UsageError
+from .heads import HeadSpec, renew_head
 
 _TORCHVISION = ("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2")
 ARCHITECTURES: tuple[str, ...] = ("small_resnet", *_TORCHVISION)
@@ -31,6 +32,7 @@ class ModelSpec:
     """Per channel, subtracted from pixels in [0, 1]."""
     std: tuple[float, ...]
     """Per channel, divided by after that."""
+    head: HeadSpec = field(default_factory=HeadSpec)
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -52,7 +54,9 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k != "head"}
+        head = self.head.to_dict()
+        return values | {"head": head} if head else values  # a linear head is not named, as before there were others
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
@@ -63,6 +67,7 @@ class ModelSpec:
             num_classes=int(values["num_classes"]),
             mean=tuple(float(v) for v in values["mean"]),
             std=tuple(float(v) for v in values["std"]),
+            head=HeadSpec.from_dict(values.get("head", {})),
         )
 
 
@@ -137,6 +142,8 @@ class Classifier(nn.Module):
         self.spec = spec
         self.normalizer = Normalizer(spec.mean, spec.std)
         self.net = _network(spec)
+        if spec.head.hidden:
+            renew_head(self.net, spec.num_classes, spec.head)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b C"]:
         """Images in [0, 1] to logits."""
