@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from .attacks import attacked, evaluating
+from .attacks import attack as attack_images
+from .attacks import evaluating
 from .device import generator
 from .images import ImageSet
 from .settings import PGDSettings
 from .training import Progress
 
 _BATCH = 500
+
+EVALUATION_IMAGES = 1000
+"""Images that an attack is evaluated on when nothing else is asked; the count stands beside every rate."""
 
 
 @torch.no_grad()
@@ -46,7 +52,7 @@ def robust_accuracy(
     device: torch.device,
     progress: Progress | None = None,
 ) -> float:
-    """Part of the images still put into their own class after the attack.
+    """Part of the images still put into their own class after the attack, at every point of it that counts.
 
     Args:
         model: On the device, in any mode.
@@ -65,7 +71,46 @@ def robust_accuracy(
         for start in range(0, len(images), _BATCH):
             rows = slice(start, start + _BATCH)
             x, y = images.images(rows).to(device), images.labels[rows].to(device)
-            correct += _count_correct(model, attacked(model, x, y, attack, draw), y)
+            correct += int((~attack_images(model, x, y, attack, draw).fooled).sum())
             if progress:
                 progress("PGD evaluation", min(start + _BATCH, len(images)), len(images))
     return correct / len(images)
+
+
+def accuracies(
+    model: nn.Module,
+    images: ImageSet,
+    attack: PGDSettings,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    *,
+    count: int | None = EVALUATION_IMAGES,
+) -> dict[str, Any]:
+    """Natural accuracy on all images, robust accuracy on the first of them, and how both were measured.
+
+    Args:
+        model: On the device, in any mode.
+        images: What to classify and to attack.
+        attack: How.
+        seed: Decides the random starts.
+        device: Where to do it.
+        progress: Told how far it is.
+        count: Images to attack, the first so many; None: all of them.
+
+    Returns:
+        Plain JSON values: both rates, each with its number of images, and the attack.
+    """
+    asked = images if count is None else images.subset(slice(0, count))
+    return {
+        "natural": natural_accuracy(model, images, device),
+        "natural_images": len(images),
+        "pgd": robust_accuracy(model, asked, attack, seed, device, progress),
+        "pgd_images": len(asked),
+        "pgd_steps": attack.steps,
+        "pgd_step_size": attack.stride,
+        "pgd_norm": attack.norm,
+        "pgd_eps": attack.eps,
+        "pgd_restarts": attack.restarts,
+        "pgd_keep": attack.keep,
+    }

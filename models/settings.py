@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .. import UsageError
 
 NORMS = ("l2", "linf")
+KEEPS = ("last", "loss", "success")
 LWF_DISTANCES = ("mean_abs", "l2")
 BN_STATISTICS = ("trained", "extractor", "all", "none")
 
@@ -68,10 +69,21 @@ class PGDSettings:
     random_start: bool = True
     """Start from a point drawn uniformly from the ball; otherwise from the image itself."""
 
+    restarts: int = 1
+    """Ascents, each from a start of its own; without a random start the first of them begins at the image itself."""
+
+    keep: str = "last"
+    """Which points count: last, an ascent's last; loss, all, the highest loss; success, all, the first that fools."""
+
+    stop_early: bool = False
+    """Attack an image no further once a point that counts has fooled the network; what is fooled is the same."""
+
     def __post_init__(self) -> None:
         _require(self.norm in NORMS, f"norm is {self.norm!r}", f"choose one of {', '.join(NORMS)}")
+        _require(self.keep in KEEPS, f"keep is {self.keep!r}", f"choose one of {', '.join(KEEPS)}")
         _number("eps", self.eps)
         _positive_int("steps", self.steps, least=0)
+        _positive_int("restarts", self.restarts)
         if self.step_size is not None:
             _number("step_size", self.step_size, zero=False)
 
@@ -79,6 +91,11 @@ class PGDSettings:
     def stride(self) -> float:
         """The length of one step that is really taken."""
         return self.step_size if self.step_size is not None else 2.5 * self.eps / max(self.steps, 1)
+
+    @property
+    def plain(self) -> bool:
+        """One ascent whose last point is taken, whatever it does to the network."""
+        return self.restarts == 1 and self.keep == "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +162,7 @@ class PretrainSettings:
     eval_steps: int = 20
     """Steps of the attack that measures robust accuracy."""
 
-    eval_images: int | None = 2000
+    eval_images: int | None = 1000
     """Test images that robust accuracy is measured on, the first so many; none: all of them."""
 
     device: str = "auto"
