@@ -181,7 +181,7 @@ class GaussNewton:
         factor = cholesky(base.matrix, damping)
         lambda_min = float("nan")
         if eigen is None:
-            lowest = 1 / largest_eigenvalue(factor.solve, base.size, base.matrix.device, steps=3)
+            lowest = 1 / largest_eigenvalue(factor.solve, base.size, base.matrix.device, steps=6)
             lambda_min = max(0.0, lowest - damping)
         return NewtonState(base, rule, eigen, factor, base.factor.weights, lambda_min=lambda_min)
 
@@ -249,7 +249,8 @@ class GaussNewton:
             state: What `fit` gave.
 
         Returns:
-            The facts; without a full spectrum both ends of it come from a few steps of Lanczos.
+            The facts; without a full spectrum both ends of it come from a few steps of Lanczos: the largest eigenvalue is a
+            lower bound, the smallest an upper one.
         """
         if state.eigen is not None:
             return state.eigen.spectrum(state.rule)

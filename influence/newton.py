@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from .solve import Eigen, eigendecompose
 from .work import Work
 
 Form = Literal["primal", "dual"]
+RIGHT_BYTES = 2**28  # of right-hand sides that are kept
 SPECTRUM_LIMIT = 2_500  # up to this size a damped fit computes all eigenvalues too, for the report
 
 
@@ -38,7 +39,7 @@ class NewtonMatrix:
     """Rounding unit of what the matrix was accumulated from."""
     _eigen: Eigen | None = None
     _lambda_max: float | None = None
-    _last: tuple[object, slice, bool, Tensor] | None = None
+    _right: list[tuple[Side, slice, bool, Tensor]] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -80,7 +81,7 @@ class NewtonMatrix:
         return self._lambda_max
 
     def right_side(self, queries: Side, rows: slice, *, logits: bool = False) -> Float[Tensor, "size b"]:
-        """What the inverse is applied to for a block of queries; kept for the next damping.
+        """What the inverse is applied to for a block of queries; the last ones are kept for the next damping.
 
         Args:
             queries: The side that the block belongs to.
@@ -90,8 +91,9 @@ class NewtonMatrix:
         Returns:
             Primal: gradients. Dual: A times them. float64.
         """
-        if self._last is not None and self._last[0] is queries and self._last[1:3] == (rows, logits):
-            return self._last[3]
+        for side, block, kind, M in self._right:
+            if side is queries and (block, kind) == (rows, logits):
+                return M
         cotangents = queries.residual[rows][:, None, :]
         if logits:
             C = cotangents.shape[2]
@@ -103,7 +105,9 @@ class NewtonMatrix:
             M = self.train_columns(rows)
         else:
             M = cross_gram(self.rows, queries, rows, cotangents, self.products)
-        self._last = queries, rows, logits, M
+        self._right.append((queries, rows, logits, M))
+        while len(self._right) > 1 and sum(kept.nbytes for *_, kept in self._right) > RIGHT_BYTES:
+            del self._right[0]
         return M
 
     def train_columns(self, examples: slice) -> Float[Tensor, "N b"]:

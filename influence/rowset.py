@@ -151,6 +151,9 @@ def make_plan(side: Side, R: int, *, write_all: bool = False, keep: int = BLOCK_
     problem = side.problem
     if problem.linear:
         return Plan({}, (), {})
+    if side.plan is not None:  # held against autograd already
+        layers, other = dict(side.plan.layers), side.plan.other
+        return Plan(layers, other, {} if write_all else _ways(side, layers, R, keep))
     layers, other = plan_layers(problem)
     while True:
         try:
