@@ -31,25 +31,21 @@ def linear_head(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
     problem, n, C = sampled.problem, sampled.n, sampled.train.num_classes
     k = min(n, problem.p // C)
     D, small = (C - 1) * k, (C - 1) * k <= SPECTRUM_LIMIT
-    dtype = F64 if small else problem.dtype
-    inverted = _invert(task, n, k, C, dtype)
-    seconds, flops = inverted
-    seconds += machine.normal_matrix(n, k, F64) + machine.cholesky(k, F64)
-    flops += n * k**2 + k**3 / 3
+    dtype = F64 if small or curvature.leave_one_out else problem.dtype
+    seconds, flops = _invert(task, n, k, C, dtype, known=task.shared)
+    if not task.shared:
+        seconds += machine.normal_matrix(n, k, F64) + machine.cholesky(k, F64)
+        flops += n * k**2 + k**3 / 3
     item = torch.finfo(dtype).bits // 8
     kept = item * D * (D + k) // 2 + 8 * n * (k + 3 * C)
     fitting = task.stage("factor", seconds, flops, memory=kept + (32 * D * D if small else 16 * n * k), kept=kept)
-    stages = [fitting]
+    stages = [fitting, *_leverages(task, n, k, C)]
     damped = curvature.damping != 0
     if damped and small:
+        again = _invert(task, n, k, C, dtype, known=True)
         probed = _scoring(task, task.probed, n, D, dtype)
-        again = task.stage(
-            "neighbours at other dampings",
-            2 * inverted[0] + 3 * probed[0],
-            2 * inverted[1] + 3 * probed[1],
-            memory=32 * D * D + 8 * D * D,
-        )
-        stages.append(again)
+        both = 2 * again[0] + 3 * probed[0], 2 * again[1] + 3 * probed[1]
+        stages.append(task.stage("neighbours at other dampings", *both, memory=8 * D * D))
     tile = min(task.grid[0], max(task.asked, 1))
     seconds, flops = _scoring(task, task.asked, n, D, dtype)
     stages.append(task.stage("scores", seconds, flops, memory=8 * tile * (3 * D + n) + item * 512 * D))
@@ -66,15 +62,17 @@ def linear_head(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
     return stages, matrix, notes
 
 
-def _invert(task: Task, n: int, k: int, C: int, dtype: torch.dtype) -> tuple[float, float]:
+def _invert(task: Task, n: int, k: int, C: int, dtype: torch.dtype, *, known: bool) -> tuple[float, float]:
     """Assembly, eigenvalues of a small matrix or the ends of the spectrum of a large one, and the factor."""
     machine, D = task.machine, (C - 1) * k
     blocks = C * (C - 1) / 2
     one = _block(task, n, k, dtype)
     seconds, flops = blocks * one + machine.cholesky(D, dtype), blocks * n * k**2 + D**3 / 3
     if D <= SPECTRUM_LIMIT:
-        seconds += blocks * one + machine.eigen(D, vectors=False) + 2 * machine.sweep(32 * D * D)
-        return seconds, flops + blocks * n * k**2 + 4 * D**3 / 3 + 4.0 * D**2 * (C - 1)
+        if known:  # the eigenvalues, at another damping
+            return seconds, flops
+        seconds += machine.eigen(D, vectors=False) + 2 * machine.sweep(32 * D * D)
+        return seconds, flops + 4 * D**3 / 3 + 4.0 * D**2 * (C - 1)
     applied = 2 * machine.product(n, k, (C - 1) * WIDTH, F64)
     solved = machine.solve(D, WIDTH, dtype)
     return seconds + LANCZOS * applied + 2 * solved, flops + WIDTH * (LANCZOS * 4.0 * n * D + 4.0 * D**2)
@@ -86,6 +84,19 @@ def _scoring(task: Task, count: int, n: int, D: int, dtype: torch.dtype) -> tupl
     seconds = machine.solve(D, count, dtype) + machine.product(count, D, n, dtype)
     written = -(-count // task.grid[0]) * machine.sweep(3 * torch.finfo(dtype).bits // 8 * n * D)
     return seconds + written + machine.sweep(5 * 8 * D * count), 2.0 * D**2 * count + 2.0 * D * n * count
+
+
+def _leverages(task: Task, n: int, k: int, C: int) -> list[Stage]:
+    """The inverse seen from every train example; for moved losses also the solutions of all of them."""
+    machine, curvature, D = task.machine, task.curvature, (C - 1) * k
+    if not curvature.leave_one_out:
+        return []
+    blocks = C * (C - 1) / 2
+    seconds = 2 * machine.cholesky(D, F64) + blocks * machine.product(n, k, k, F64)
+    flops, memory = 2 * D**3 / 3 + blocks * 2.0 * n * k**2, 8 * D * D + 16 * n * (C - 1) ** 2
+    if curvature.leave_one_out == "loss":
+        seconds, flops, memory = seconds + machine.solve(D, n, F64), flops + 2.0 * D * D * n, memory + 16 * D * n
+    return [task.stage("leverages", seconds, flops, memory=memory)]
 
 
 def _block(task: Task, n: int, k: int, dtype: torch.dtype) -> float:

@@ -311,3 +311,18 @@ def test_sizes_grow_up_to_the_one_that_is_asked_for(monkeypatch):
 
     assert growing(make, 1) >= 0 and asked == [1]
     assert growing(make, 100) >= 0 and max(asked) == 100
+
+
+@pytest.mark.parametrize("kind", [True, "loss"])
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_the_leave_one_out_correction_is_a_stage_of_its_own(parameters, kind):
+    make = upweight.LinearHead if parameters == "head" else upweight.GaussNewton
+
+    def of(leave_one_out) -> tuple[list[str], float]:
+        curvature = make(damping=1e-2, leave_one_out=leave_one_out)
+        found = upweight.estimate(small_cnn(), images(30), images(5), parameters=parameters, curvature=curvature)
+        return [stage.name for stage in found.stages], found.flops
+
+    (names, plain), (more, corrected) = of(False), of(kind)
+    assert [name for name in more if name != "leverages"] == names and "leverages" in more
+    assert corrected > plain
