@@ -21,9 +21,11 @@ from .checkpoints import file_hash, save_model, write_json
 from .data import TargetData, load_data
 from .device import generator, reproducible, resolve_device, seeded
 from .errors import RunMismatch
+from .fdm import feature_shift
 from .images import ImageSet
 from .settings import DataSettings, PretrainSettings
-from .training import FitPlan, FitState, Progress, batch_order, fit, require_same_settings
+from .training import Batch, FitPlan, FitState, Loss, Progress, batch_order, cross_entropy, fit, require_same_settings
+from .transfer import split
 from .versions import versions
 from .zoo import Classifier, build, default_input_shape
 
@@ -94,14 +96,30 @@ def learning_rate(settings: PretrainSettings, progress: float) -> float:
 
 def _batches(
     model: nn.Module, images: ImageSet, settings: PretrainSettings, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     draw = generator("augmentation", settings.seed, epoch)
     attack_draw = generator("attack", settings.seed, epoch, device=device)
     for rows in batch_order(len(images), settings.batch_size, settings.seed, epoch):
         x = augment(images.images(rows).to(device), settings, draw)
         x = x.to(memory_format=torch.channels_last)
         y = images.labels[rows].to(device)
-        yield attacked(model, x, y, settings.attack, attack_draw) if settings.adversarial else x, y
+        moved = attacked(model, x, y, settings.attack, attack_draw) if settings.adversarial else x
+        yield (moved, y, x) if settings.fdm else (moved, y)
+
+
+def _loss(model: nn.Module, settings: PretrainSettings) -> Loss:
+    """Cross-entropy, and with `fdm` how far the attack moves what enters the first block that is fine-tuned later."""
+    if not settings.fdm:
+        return cross_entropy
+    parts = split(model, settings.fdm_k)
+
+    def loss(module: nn.Module, batch: Batch, epoch: int, step: int) -> Tensor:
+        features = parts.frozen(batch[0])
+        clean = parts.frozen(batch[2])  # a pass of its own: batch-norm sees each kind of images by itself
+        shift = feature_shift(features, clean)
+        return functional.cross_entropy(parts.trained(features), batch[1]) + settings.fdm * shift
+
+    return loss
 
 
 def pretrain(
@@ -152,8 +170,9 @@ def pretrain(
 
 
 def _recipe(settings: PretrainSettings) -> dict[str, Any]:
-    """The settings that belong to the result: all but where the files lie and where it is computed."""
-    return {name: value for name, value in asdict(settings).items() if name not in {"root", "download", "device"}}
+    """The settings that belong to the result: all but where the files lie, where it is computed, and an `fdm` not asked for."""
+    left_out = {"root", "download", "device"} | (set() if settings.fdm else {"fdm", "fdm_k"})
+    return {name: value for name, value in asdict(settings).items() if name not in left_out}
 
 
 def _finished(out: Path, decisive: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,6 +211,7 @@ def _fit(
         rate=lambda epoch, step: learning_rate(settings, (epoch - 1 + step / steps) / settings.epochs),
         partial=partial,
         settings=decisive,
+        loss=_loss(model, settings),
     )
     return fit(model, optimizer, lambda epoch: _batches(model, images, settings, epoch, device), plan, progress)
 

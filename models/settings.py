@@ -132,6 +132,13 @@ class PretrainSettings:
     step_size: float | None = None
     """Length of one step in training; not given: 2.5 eps / steps."""
 
+    fdm: float = 0.0
+    """Feature distance minimisation: weight of the distance by which the attack moves the features of a batch, a sum over
+    its images, over the root of the number of features; 0: none."""
+
+    fdm_k: int = 1
+    """Where these features are taken: at the input of the last so many residual blocks, those to be fine-tuned later."""
+
     epochs: int = 20
     """Passes over the training images."""
 
@@ -174,12 +181,17 @@ class PretrainSettings:
         for name in ("limit", "eval_images"):
             if getattr(self, name) is not None:
                 _positive_int(name, getattr(self, name))
-        for name in ("shift", "seed", "eval_steps"):
+        for name in ("shift", "seed", "eval_steps", "fdm_k"):
             _positive_int(name, getattr(self, name), least=0)
-        for name in ("momentum", "weight_decay"):
+        for name in ("momentum", "weight_decay", "fdm"):
             _number(name, getattr(self, name))
         _number("learning_rate", self.learning_rate, zero=False)
         _require(0 <= self.warm_up < 1, f"warm_up is {self.warm_up!r}", "give a part of the training from 0 to below 1")
+        _require(
+            self.adversarial or not self.fdm,
+            f"fdm is {self.fdm} in a natural training, which has no attack to hold the features against",
+            "train adversarially, or leave fdm out",
+        )
         _ = self.attack  # its own checks
 
     @property
