@@ -211,8 +211,8 @@ def _sampled(
 
 
 def _estimate(plan: Sequence[tuple[Sampled, Variant]], out: Path | None, memory: int | None) -> Estimate:
-    from .influence.attribute import tile_shape
     from .influence.estimating import estimate_plan
+    from .influence.walk import tile_shape
     from .influence.work import Work
 
     grid = tile_shape(max(sampled.problem.p for sampled, _ in plan))

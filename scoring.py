@@ -138,7 +138,7 @@ def score(
         Scores by variant.
     """
     from .cache.scratch import Scratch
-    from .influence.attribute import tile_shape, write_scores
+    from .influence.walk import tile_shape, write_scores
 
     grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
     if out is None:
@@ -173,8 +173,8 @@ def _fitted(
 
 
 def _in_memory(fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress | None) -> dict[str, Scores]:
-    from .influence.attribute import ArraySink, write_scores
     from .influence.damping import damping_of
+    from .influence.walk import ArraySink, write_scores
 
     sinks = {
         one.variant.name: ArraySink(one.shapes, str(one.prepared.problem.dtype).removeprefix("torch."))

@@ -2,97 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from .. import UsageError
 from .check import check_batch_independence
 from .curvature import Curvature
 from .damping import each, variant_name
-from .errors import SolveError
-from .examples import Examples, Progress, Reader, Source, spread
+from .examples import Examples, Progress, Reader, Source
 from .per_example import gradient_plan
 from .problem import Loss, Problem, make_problem
-from .ranking import largest_columns
+from .sensitivity import sensitivity
 from .side import QueryLabel, Side, examine
 from .spectrum import Spectrum
 from .stationarity import stationarity
+from .walk import stage_name
 from .work import ANY, Work
 
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
 DOT_SIGN = "+ g_query^T g_train; positive = helpful: a gradient step on the example lowers the query's loss"
-ROW_BYTES = 2**26  # of solved queries in flight
-COLUMN_BYTES = 2**28  # of train gradients in flight
-NAMED = 3  # variants whose names progress shows
-SAMPLE, RUN = 128, 32  # queries whose neighbours are compared at other dampings, in evenly spread runs
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Where tiles go: arrays in memory, or a store."""
-
-    def done(self, side: str, row_block: int, column_block: int) -> bool:
-        """Whether a tile is there already.
-
-        Args:
-            side: "queries" or "train".
-            row_block: Position of the tile down the grid.
-            column_block: Position across.
-        """
-
-    def write(self, side: str, rows: slice, columns: slice, tile: NDArray[Any], block: tuple[int, int]) -> None:
-        """Take a tile.
-
-        Args:
-            side: "queries" or "train".
-            rows: Its queries.
-            columns: Its train examples.
-            tile: Scores [rows, columns].
-            block: Its position on the grid.
-        """
-
-
-class ArraySink:
-    """Tiles into arrays in memory.
-
-    Args:
-        shapes: Shape of the matrix of every side that will be written.
-        dtype: "float32" or "float64".
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], dtype: str) -> None:
-        self.matrices = {side: np.full(shape, np.nan, dtype=dtype) for side, shape in shapes.items()}
-
-    def done(self, side: str, row_block: int, column_block: int) -> bool:
-        """Nothing is there before it is written.
-
-        Args:
-            side: "queries" or "train".
-            row_block: Position of the tile down the grid.
-            column_block: Position across.
-
-        Returns:
-            False.
-        """
-        return False
-
-    def write(self, side: str, rows: slice, columns: slice, tile: NDArray[Any], block: tuple[int, int]) -> None:
-        """Put a tile in its place.
-
-        Args:
-            side: "queries" or "train".
-            rows: Its queries.
-            columns: Its train examples.
-            tile: Scores [rows, columns].
-            block: Its position on the grid; not needed here.
-        """
-        self.matrices[side][rows, columns] = tile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -280,7 +212,7 @@ def fit(
     Returns:
         The fit with the facts of its spectrum.
     """
-    stage = _stage("curvature", [variant])
+    stage = stage_name("curvature", [variant])
     if progress is not None:
         progress(stage, 0, 1)
     curvature = variant.curvature
@@ -290,7 +222,7 @@ def fit(
         state = curvature.fit(prepared.train, like=akin[0].state if akin else None, work=work)
     spectrum = curvature.spectrum(state)
     if spectrum is not None:
-        spectrum = replace(spectrum, sensitivity=_sensitivity(prepared, variant, state))
+        spectrum = replace(spectrum, sensitivity=sensitivity(prepared, variant, state))
     if progress is not None:
         progress(stage, 1, 1)
     return Fitted(prepared, variant, state, spectrum)
@@ -300,82 +232,6 @@ def _akin(one: Curvature[Any], other: Curvature[Any]) -> bool:
     """Whether two curvatures differ in their damping alone."""
     settings, others = ({**curvature.settings(), "damping": None} for curvature in (one, other))
     return type(one) is type(other) and settings == others
-
-
-def _stage(what: str, variants: Sequence[Variant]) -> str:
-    """What progress is told: nothing is added for the main scores alone."""
-    names = [variant.name or "main" for variant in variants]
-    if names == ["main"]:
-        return what
-    return f"{what} ({', '.join(names) if len(names) <= NAMED else f'{names[0]} and {len(names) - 1} more'})"
-
-
-def tile_shape(p: int) -> tuple[int, int]:
-    """Rows and columns of a tile: whole chunks of the store, within a budget of memory.
-
-    Args:
-        p: Number of analysed parameters.
-
-    Returns:
-        Rows, a multiple of 128 up to 2,048; columns, a multiple of 512 up to 4,096.
-    """
-    row = 8 * p
-    rows = 128 * max(1, min(16, ROW_BYTES // (128 * row)))
-    columns = 512 * max(1, min(8, COLUMN_BYTES // (512 * row)))
-    return rows, columns
-
-
-def write_scores(
-    fitted: Sequence[Fitted], sinks: Mapping[str, Sink], grid: tuple[int, int], progress: Progress | None = None
-) -> None:
-    """Compute every tile that is not there yet.
-
-    A block of queries is scored by every variant that it is the same block for, then comes the next block: what such variants
-    share (the inner products with the train set, at whatever damping) is computed once.
-
-    Args:
-        fitted: The variants.
-        sinks: Where the tiles of each go, by its name.
-        grid: Rows and columns of a tile.
-        progress: Told after each tile; tiles found finished count.
-    """
-    together: dict[tuple[int, str, str], list[Fitted]] = {}
-    for one in fitted:
-        for side in one.shapes:
-            together.setdefault((id(one.prepared), one.variant.query_label, side), []).append(one)
-    for (_, _, side), variants in together.items():
-        _write_side(side, variants, sinks, grid, progress)
-
-
-def _write_side(
-    side: str, fitted: Sequence[Fitted], sinks: Mapping[str, Sink], grid: tuple[int, int], progress: Progress | None
-) -> None:
-    """The matrices of one side, of variants that take its losses at one label."""
-    prepared, (m, n) = fitted[0].prepared, fitted[0].shapes[side]
-    queries = prepared.side(
-        side, fitted[0].variant.query_label
-    )  # one object: what is kept for it is looked up by identity
-    stage, done = _stage(f"score {side}", [one.variant for one in fitted]), 0
-    row_blocks, column_blocks = [*_blocks(m, grid[0])], [*_blocks(n, grid[1])]
-    for i, rows in enumerate(row_blocks):
-        for one in fitted:
-            sink, solved = sinks[one.variant.name], None
-            for j, columns in enumerate(column_blocks):
-                if not sink.done(side, i, j):
-                    if solved is None:
-                        solved = one.variant.curvature.solve(one.state, queries, rows)
-                    tile = one.variant.curvature.scores(one.state, solved, prepared.train, columns)
-                    sink.write(side, rows, columns, _finite(tile, f"{side} {rows.start} to {rows.stop}"), (i, j))
-                done += 1
-                if progress is not None:
-                    progress(stage, done, len(row_blocks) * len(column_blocks) * len(fitted))
-
-
-def _finite(tile: torch.Tensor, what: str) -> NDArray[Any]:
-    if not bool(torch.isfinite(tile).all()):
-        raise SolveError(f"A score of {what} is NaN or infinite; raise the damping or cutoff.")
-    array: NDArray[Any] = tile.cpu().numpy()
-    return array
 
 
 def examples(prepared: Prepared) -> tuple[Examples | None, Examples]:
@@ -388,40 +244,3 @@ def examples(prepared: Prepared) -> tuple[Examples | None, Examples]:
         Queries (None for the train set on itself) and train set.
     """
     return None if prepared.queries is None else prepared.queries.examples, prepared.train.examples
-
-
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
-
-
-def _sensitivity(prepared: Prepared, variant: Variant, state: Any) -> dict[str, float]:
-    """How many first and first five neighbours of a sample of queries move at other dampings or cutoffs."""
-    every = variant.curvature.neighbours(state)
-    same = {f"top{k}_changed_at_{name}": 0.0 for name, one in every.items() if one is state for k in (1, 5)}
-    others = {name: one for name, one in every.items() if one is not state}
-    on_itself = prepared.queries is None
-    side = prepared.side("queries", variant.query_label)
-    blocks = spread(len(side), SAMPLE, RUN)
-    k = min(5, len(prepared.train) - on_itself)
-    if k < 1 or not others:
-        return same if k > 0 else {}
-
-    def first(state: Any, rows: slice) -> NDArray[np.int64]:
-        solved = variant.curvature.solve(state, side, rows)
-        tile = variant.curvature.scores(state, solved, prepared.train, slice(0, len(prepared.train)))
-        scores = tile.cpu().numpy()
-        if on_itself:
-            scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
-        return largest_columns(scores, k)
-
-    # block by block, so that what does not depend on the damping is there for the next state
-    found = [{name: first(one, rows) for name, one in {"": state, **others}.items()} for rows in blocks]
-    base = np.concatenate([block[""] for block in found])
-    out = same
-    for name in others:
-        there = np.concatenate([block[name] for block in found])
-        kept = (base[:, :, None] == there[:, None, :]).any(2)
-        out[f"top1_changed_at_{name}"] = float((base[:, 0] != there[:, 0]).mean())
-        out[f"top5_changed_at_{name}"] = float(1 - kept.mean())
-    return out

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from .attribute import SAMPLE, Variant
+from .attribute import Variant
 from .calibrate import SLOT, Machine, count_flops, growing, seconds_of
 from .curvature import Curvature
 from .estimate import Matrix, Stage
 from .gradients import KEPT_BYTES
 from .hessian import Hessian, hessian_rows, tangents_at_once
 from .sample import Sampled
+from .sensitivity import SAMPLE
 from .side import Side
 from .stationarity import SAMPLE as STATIONARITY_SAMPLE
 from .work import Work

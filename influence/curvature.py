@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
@@ -88,12 +88,12 @@ class Curvature(Protocol[State]):
             Sentences; mostly none.
         """
 
-    def neighbours(self, state: State) -> Mapping[str, State]:
+    def neighbours(self, state: State) -> Iterator[tuple[str, State]]:
         """The same fit at other settings, to see how much they matter.
 
         Args:
             state: What `fit` gave.
 
         Returns:
-            States by name ("0.1x", "10x"): nothing is factored again.
+            Names ("0.1x", "10x") and states, one at a time: each may take as much memory as the fit itself.
         """

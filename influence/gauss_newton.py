@@ -6,7 +6,7 @@ X = (K + lam I)^-1 M: score[t, i] = sqrt(n) w_i^T X_[i, t]. Where p <= N the mat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -269,26 +269,24 @@ class GaussNewton:
             negative_trace=0.0,
         )
 
-    def neighbours(self, state: NewtonState) -> Mapping[str, NewtonState]:
+    def neighbours(self, state: NewtonState) -> Iterator[tuple[str, NewtonState]]:
         """The same matrix at a tenth and at ten times the damping or cutoff.
 
         Args:
             state: What `fit` gave.
 
-        Returns:
-            Two states, with the leave-one-out weights of this one; a float32 factor serves where the condition allows, since
-            only the order of the first few matters.
+        Yields:
+            Names and states, with the leave-one-out weights of this one; a float32 factor serves where the condition allows,
+            since only the order of the first few matters.
         """
         cutoff = 0.0 if state.eigen is None else state.eigen.cutoff(state.rule)
-        out = {}
         for factor in (0.1, 10.0):
             rule = state.rule.scaled(factor, cutoff)
             other = None
             if state.factor is not None:
                 fine = state.base.lambda_max < SINGLE_CONDITION * rule.damping
                 other = cholesky(state.base.matrix, rule.damping, torch.float32 if fine else torch.float64)
-            out[f"{factor:g}x"] = replace(state, rule=rule, factor=other)
-        return out
+            yield f"{factor:g}x", replace(state, rule=rule, factor=other)
 
     def warnings(self, state: NewtonState) -> list[str]:
         """What a user must know about this inverse.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,16 +99,16 @@ class GradientDot:
         """
         return []
 
-    def neighbours(self, state: TrainGradients) -> Mapping[str, TrainGradients]:
+    def neighbours(self, state: TrainGradients) -> Iterator[tuple[str, TrainGradients]]:
         """There is nothing to vary.
 
         Args:
             state: What `fit` gave.
 
         Returns:
-            An empty mapping.
+            None.
         """
-        return {}
+        return iter(())
 
     def _scaled(self, G: Tensor) -> Tensor:
         if not self.cosine:

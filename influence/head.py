@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -183,7 +183,7 @@ class LinearHead:
             return []
         return [f"The largest leverage is {state.leverage:.2f}; first-order scores of such examples are far off."]
 
-    def neighbours(self, state: HeadState) -> Mapping[str, HeadState]:
+    def neighbours(self, state: HeadState) -> Iterator[tuple[str, HeadState]]:
         """The same curvature at a tenth and at ten times the damping or cutoff.
 
         Args:
@@ -194,7 +194,7 @@ class LinearHead:
         """
         found = state.inverse.neighbours().items()
         same = state.inverse
-        return {name: state if at is same else self._corrected(replace(state, inverse=at)) for name, at in found}
+        return ((name, state if at is same else self._corrected(replace(state, inverse=at))) for name, at in found)
 
     def _corrected(self, state: HeadState) -> HeadState:
         if not self.leave_one_out:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -155,7 +155,7 @@ class Hessian:
         """
         return []
 
-    def neighbours(self, state: HessianState) -> Mapping[str, HessianState]:
+    def neighbours(self, state: HessianState) -> Iterator[tuple[str, HessianState]]:
         """The same decomposition at a tenth and at ten times the damping or cutoff.
 
         Args:
@@ -167,7 +167,7 @@ class Hessian:
         cutoff, lowest = state.eigen.cutoff(state.rule), float(state.eigen.lam[-1])
         rules = {f"{factor:g}x": state.rule.scaled(factor, cutoff) for factor in (0.1, 10.0)}
         sound = {k: r for k, r in rules.items() if r.damping == 0 or r.negative == "drop" or lowest + r.damping > 0}
-        return {name: replace(state, rule=rule) for name, rule in sound.items()}
+        return ((name, replace(state, rule=rule)) for name, rule in sound.items())
 
     def _rule(self, damping: float) -> Inversion:
         return Inversion(damping=damping, rcond=self.rcond, absolute=self.absolute, negative=self.negative)

@@ -31,6 +31,14 @@ class NotPerExampleError(Exception):
     """A layer whose input or output does not have the examples on its first axis; holds its name."""
 
 
+class SilentLayerError(SolveError):
+    """A layer that was read for some examples and did not run for others; holds its name."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"Layer {layer!r} did not run; leave its parameters out of `parameters`.")
+        self.layer = layer
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
     """A linear map's part of the rows of b examples: the outer products sum_t D_t (x) U_t, not formed."""
@@ -164,7 +172,7 @@ def catch(problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b 
 
     Raises:
         NotPerExampleError: A layer sees something else than one entry an example.
-        SolveError: A layer that the plan counts on did not run.
+        SilentLayerError: A layer that the plan counts on did not run.
     """
     b, R, _ = cotangents.shape
     pairs, written = [], []
@@ -198,7 +206,7 @@ def contributions(
 
     Raises:
         NotPerExampleError: A layer sees something else than one entry an example.
-        SolveError: A layer that the plan counts on did not run.
+        SilentLayerError: A layer that the plan counts on did not run.
     """
     b = len(cotangents)
     cotangents = cotangents.to(problem.dtype)
@@ -219,7 +227,7 @@ def contributions(
         logits = functional_call(problem.model, {**problem.fixed, **theta}, (z,))
         silent = [name for name, seen in calls.items() if not seen]
         if silent:
-            raise SolveError(f"Layer {silent[0]!r} did not run; leave its parameters out of `parameters`.")
+            raise SilentLayerError(silent[0])
         grads = iter(_sent_back(logits, [output for seen in calls.values() for _, output in seen], cotangents))
     for name, seen in calls.items():
         module = problem.model.get_submodule(name)

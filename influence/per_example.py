@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import NotPerExampleError, Pair, Plan, contributions, plan_layers, rows_by_torch_func
+from .layers import NotPerExampleError, Pair, Plan, SilentLayerError, contributions, plan_layers, rows_by_torch_func
 from .problem import Problem
 
 
@@ -31,8 +31,11 @@ def gradient_plan(problem: Problem, z: Tensor, classes: int) -> Plan | None:
         plan = Plan(layers, other, {})
         try:
             found = gradients(problem, plan, z, residual)
-        except NotPerExampleError as error:
-            (name,) = error.args
+        except (
+            NotPerExampleError,
+            SilentLayerError,
+        ) as error:  # autograd knows that a layer that does not run has no gradient
+            name = error.layer if isinstance(error, SilentLayerError) else error.args[0]
             other = (*other, *(f"{name}.{short}" if name else short for short in layers.pop(name)))
             continue
         wanted = torch.stack([_alone(problem, z[i : i + 1], residual[i]) for i in range(len(z))])

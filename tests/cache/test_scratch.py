@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
-import upweight
+import upweight.influence.walk
 from cases import BY_NAME
 from numpy.testing import assert_array_equal
 from upweight import GaussNewton, StoreError, attribute
@@ -144,7 +144,7 @@ class TestRuns:
             options = {"parameters": "all", "curvature": CURVATURE, "out": path}
             return attribute(model, (X[:20], y[:20]), (X[20:], y[20:]), **options)
 
-        monkeypatch.setattr(upweight.influence.attribute, "write_scores", lambda *_: 1 / 0)
+        monkeypatch.setattr(upweight.influence.walk, "write_scores", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             scores(tmp_path / "a.h5")
         monkeypatch.undo()

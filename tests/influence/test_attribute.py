@@ -25,7 +25,7 @@ def problem():
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda prepared: SMALL)
+    monkeypatch.setattr("upweight.influence.walk.tile_shape", lambda prepared: SMALL)
 
 
 def score(problem, **options):
@@ -55,7 +55,7 @@ class Recorder:
 @pytest.mark.parametrize("curvature", [LinearHead(), Hessian(), GradientDot(), GradientDot(cosine=True)], ids=repr)
 def test_tiles_change_nothing(problem, curvature, monkeypatch):
     whole = score(problem, curvature=curvature, train_scores=True)
-    monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda prepared: SMALL)
+    monkeypatch.setattr("upweight.influence.walk.tile_shape", lambda prepared: SMALL)
     tiled = score(problem, curvature=curvature, train_scores=True)
     assert_scores(tiled.matrix, whole.matrix, ROUNDING)
     assert_scores(tiled.on_train.matrix, whole.on_train.matrix, ROUNDING)

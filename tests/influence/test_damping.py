@@ -192,8 +192,8 @@ class Watched(LinearHead):
 
 def test_a_block_of_queries_is_solved_at_every_damping_before_the_next(monkeypatch):
     """So that what it shares with the other dampings is still there."""
-    monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda p: (3, 5))
-    monkeypatch.setattr("upweight.influence.attribute._sensitivity", lambda *_: {})
+    monkeypatch.setattr("upweight.influence.walk.tile_shape", lambda p: (3, 5))
+    monkeypatch.setattr("upweight.influence.attribute.sensitivity", lambda *_: {})
     monkeypatch.setattr(Watched, "asked", ())  # of the class, as the list is expanded into new objects
     score("head", Watched(damping=HEAD))
     assert [entry[1:] for entry in Watched.asked] == [
@@ -217,7 +217,7 @@ def test_rows_are_multiplied_once(monkeypatch, form, dtype):
     """Whatever is asked for first: the matrix of the undamped scores serves the damped ones too."""
     from upweight.influence import gauss_newton, newton
 
-    monkeypatch.setattr("upweight.influence.attribute._sensitivity", lambda *_: {})
+    monkeypatch.setattr("upweight.influence.attribute.sensitivity", lambda *_: {})
     calls = []
 
     def counted(module, name):
@@ -226,7 +226,7 @@ def test_rows_are_multiplied_once(monkeypatch, form, dtype):
 
     counted(gauss_newton, "newton_matrix")
     counted(newton, "cross_gram" if form == "dual" else "full_rows")
-    monkeypatch.setattr("upweight.influence.attribute.tile_shape", lambda p: (3, 5))
+    monkeypatch.setattr("upweight.influence.walk.tile_shape", lambda p: (3, 5))
     problem = BY_NAME["mlp"].build(dtype=dtype)
     upweight.attribute(
         problem.model,
@@ -244,9 +244,9 @@ sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
 import upweight
-import upweight.influence.attribute
+import upweight.influence.walk
 from cases import BY_NAME
-upweight.influence.attribute.tile_shape = lambda p: (3, 10)
+upweight.influence.walk.tile_shape = lambda p: (3, 10)
 problem = BY_NAME["mlp"].build()
 upweight.attribute(
     problem.model, problem.train, problem.queries, parameters=problem.parameters, train_scores=True, out=sys.argv[1],

@@ -99,13 +99,14 @@ class TestSizes:
 
     @pytest.mark.parametrize("form", ["primal", "dual"])
     def test_parameters_that_the_loss_does_not_reach_change_nothing(self, form):
-        """Their rows are zero, in a layer that ran and in one that did not matter."""
+        """Their rows are zero, in a layer that does not matter and in one that never runs."""
         torch.manual_seed(0)
 
         class Half(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.body, self.unused, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+                self.idle = nn.Linear(4, 4)
 
             def forward(self, x):
                 return self.out(torch.tanh(self.body(x))) + 0 * self.unused(x).sum(1, keepdim=True)
@@ -238,13 +239,22 @@ class TestRefused:
             GaussNewton(**options)
 
     @pytest.mark.parametrize("form", ["primal", "dual"])
-    def test_a_layer_that_never_runs(self, form):
-        model = nn.Sequential(nn.Linear(4, 3)).double()
-        model.idle = nn.Linear(4, 4).double()
-        model.forward = lambda x: model[0](x)
+    def test_a_layer_that_runs_for_some_examples_alone(self, form):
+        class Sometimes(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.out, self.more = nn.Linear(4, 3), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.out(x) + (self.more(x) if bool((x[:, 0] > 0).any()) else 0)
+
         X, y = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
-        with pytest.raises(SolveError, match=r"Layer 'idle' did not run; leave its parameters out"):
-            attribute(model, (X, y), (X, y), parameters=["0.weight", "idle.weight"], curvature=GaussNewton(form=form))
+        X[:, 0] = 1.0
+        queries = X.clone()
+        queries[:, 0] = -1.0
+        curvature = GaussNewton(form=form, damping=0.05)
+        with pytest.raises(SolveError, match=r"Layer 'more' did not run; leave its parameters out"):
+            attribute(Sometimes().double(), (X, y), (queries, y), parameters="all", curvature=curvature)
 
     def test_another_loss(self):
         with pytest.raises(UsageError, match=r"cross-entropy.*Hessian\(\)"):
