@@ -103,7 +103,7 @@ class PretrainSettings:
     """How a source network is made from scratch, naturally or against PGD."""
 
     architecture: str = "small_resnet"
-    """Network of the zoo: small_resnet, resnet18, resnet50, wide_resnet50_2, mobilenet_v2."""
+    """Network of the zoo, such as small_resnet, wrn_16_1, wrn_28_4, cifar_resnet18, resnet50; a wrong name lists them all."""
 
     data: str = "fashion-mnist"
     """Data set to train on, as in the data settings."""

@@ -2,6 +2,10 @@
 
 A chain lists the modules of a network in the order of its forward pass, so that their composition is that pass. The
 last k residual blocks are the chain from the k-th last block on; 0 is the head alone.
+
+CARTL counts the head as 1 and, in a wide residual network, the batch-norm and rectifier after the last block as 2: its k
+is ours + 2 there (34-10 has 17 of them, 15 here), and ours + 1 in other networks. `split(..., counting="cartl")` takes its
+k; 1 is our 0, and 2 in a wide residual network, the last batch-norm and the head, has no other name here.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from .. import UsageError
+from .cifar import CifarResNet, WideResNet
 from .device import seeded
 from .heads import HeadSpec, find_head, renew_head
 from .zoo import Classifier, SmallResNet
@@ -69,9 +74,14 @@ def _known_chain(model: nn.Module) -> Chain | None:
         inner = _known_chain(model.net)
         return None if inner is None else [("normalizer", model.normalizer), *((f"net.{k}", m) for k, m in inner)]
     if isinstance(model, SmallResNet):
-        stages = (("stage1", model.stage1), ("stage2", model.stage2), ("stage3", model.stage3))
-        blocks = [(f"{name}.{i}", block) for name, stage in stages for i, block in stage.named_children()]
+        blocks = _children(model, "stage1", "stage2", "stage3")
         return [("stem", model.stem), *blocks, ("pool", model.pool), ("head", model.head)]
+    if isinstance(model, WideResNet):
+        blocks = _children(model, "block1.layer", "block2.layer", "block3.layer")
+        return [*_named_links(model, "conv1"), *blocks, *_named_links(model, "bn1", "relu", "pool", "fc")]
+    if isinstance(model, CifarResNet):
+        blocks = _children(model, "layer1", "layer2", "layer3", "layer4")
+        return [*_named_links(model, "conv1", "bn1", "relu"), *blocks, *_named_links(model, "pool", "linear")]
     from torchvision.models import MobileNetV2, ResNet
 
     if isinstance(model, ResNet):
@@ -83,10 +93,18 @@ def _known_chain(model: nn.Module) -> Chain | None:
     return None
 
 
+def _named_links(model: nn.Module, *names: str) -> Chain:
+    return [(name, model.get_submodule(name)) for name in names]
+
+
+def _children(model: nn.Module, *stages: str) -> Chain:
+    """The blocks of some stages, in order."""
+    return [(f"{s}.{i}", block) for s in stages for i, block in model.get_submodule(s).named_children()]
+
+
 def _resnet_chain(model: nn.Module) -> Chain:
-    stem = [(name, model.get_submodule(name)) for name in ("conv1", "bn1", "relu", "maxpool")]
-    stages = [(f"layer{s}", model.get_submodule(f"layer{s}")) for s in (1, 2, 3, 4)]
-    blocks = [(f"{name}.{i}", block) for name, stage in stages for i, block in stage.named_children()]
+    stem = _named_links(model, "conv1", "bn1", "relu", "maxpool")
+    blocks = _children(model, "layer1", "layer2", "layer3", "layer4")
     pool = ("avgpool", model.get_submodule("avgpool"))
     head = (
         [(f"fc.{i}", m) for i, m in fc.named_children()]
@@ -97,7 +115,7 @@ def _resnet_chain(model: nn.Module) -> Chain:
 
 
 def _is_block(name: str, module: nn.Module) -> bool:
-    kinds = {"BasicBlock", "Bottleneck", "InvertedResidual"}
+    kinds = {"BasicBlock", "Bottleneck", "InvertedResidual", "WideBlock"}
     return any(kind.__name__ in kinds for kind in type(module).__mro__)
 
 
@@ -158,12 +176,13 @@ def with_new_head(model: Classifier, num_classes: int, seed: int, head: HeadSpec
     return model
 
 
-def split(model: nn.Module, k: int | Literal["all"]) -> Split:
+def split(model: nn.Module, k: int | Literal["all"], *, counting: Literal["residual", "cartl"] = "residual") -> Split:
     """Cut a network before its k-th last block; with k = 0, before its head.
 
     Args:
         model: A network that `chain` knows.
         k: Blocks in the trained part, besides the head; all: every block and the stem before them.
+        counting: residual counts residual blocks; cartl counts as CARTL does, the head being the first.
 
     Returns:
         Both parts as modules, and the names of the trained parameters.
@@ -172,7 +191,10 @@ def split(model: nn.Module, k: int | Literal["all"]) -> Split:
         UsageError: k is negative or beyond the blocks.
     """
     links = chain(model)
-    cut = _first_trainable(links) if k == "all" else _cut(model, links, k)
+    if k == "all":
+        cut = _first_trainable(links)
+    else:
+        cut = _cut(model, links, k) if counting == "residual" else _cartl_cut(model, links, k)
     frozen, trained = (nn.Sequential(*(m for _, m in part)) for part in (links[:cut], links[cut:]))
     return Split(frozen, trained, _names_of(model, [m for _, m in links[cut:]]), _cut(model, links, 0) - cut)
 
@@ -196,6 +218,18 @@ def _cut(model: nn.Module, links: Chain, k: int) -> int:
     # the head begins after the flattening, which has no parameters and always precedes it
     flat = [i for i, (_, m) in enumerate(links) if any(isinstance(inner, nn.Flatten) for inner in m.modules())]
     return flat[-1] + 1
+
+
+def _cartl_cut(model: nn.Module, links: Chain, k: int) -> int:
+    units = [position for position, link in enumerate(links) if _is_block(*link)]
+    head = _cut(model, links, 0)
+    after = [i for i in range(units[-1] + 1, head) if isinstance(links[i][1], nn.BatchNorm2d)]
+    units += [*after[:1], head]
+    if not 1 <= k <= len(units):
+        raise UsageError(
+            f"k is {k}, but this network has {len(units)} blocks as CARTL counts them; choose 1 (the head alone) to {len(units)}."
+        )
+    return units[-k]
 
 
 def _names_of(model: nn.Module, modules: Sequence[nn.Module]) -> tuple[str, ...]:

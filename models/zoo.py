@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import UsageError
+from .blocks import BasicBlock
+from .cifar import CIFAR, WIDE, CifarResNet, WideResNet
 from .heads import HeadSpec, renew_head
 
-_TORCHVISION = ("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2")
-ARCHITECTURES: tuple[str, ...] = ("small_resnet", *_TORCHVISION)
+_TORCHVISION = ("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2", "resnext50_32x4d", "wide_resnet50_4")
+ARCHITECTURES: tuple[str, ...] = ("small_resnet", *_TORCHVISION, *WIDE, *CIFAR)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -87,25 +89,6 @@ class Normalizer(nn.Module):
         return (x - self.mean) / self.std
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, batch-norm after each convolution."""
-
-    def __init__(self, inner: int, outer: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
-
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o u v"]:
-        """One residual step."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
 class SmallResNet(nn.Module):
     """Nine residual blocks in three stages for small images; 183 thousand parameters with ten classes.
 
@@ -153,12 +136,18 @@ class Classifier(nn.Module):
 def _network(spec: ModelSpec) -> nn.Module:
     if spec.architecture == "small_resnet":
         return SmallResNet(spec.input_shape[0], spec.num_classes)
+    if spec.architecture in WIDE:
+        return WideResNet(spec.input_shape[0], spec.num_classes, *WIDE[spec.architecture])
+    if spec.architecture in CIFAR:
+        return CifarResNet(spec.input_shape[0], spec.num_classes, *CIFAR[spec.architecture])
     if spec.input_shape[0] != 3:
         raise UsageError(
             f"{spec.architecture} takes colour images, not {spec.input_shape[0]} channels; use input_shape (3, h, w)."
         )
     from torchvision import models
 
+    if spec.architecture == "wide_resnet50_4":  # of Salman et al.; torchvision's own wide_resnet50_2 is made like this
+        return models.resnet50(weights=None, num_classes=spec.num_classes, width_per_group=256)  # type: ignore[no-any-return]
     net: nn.Module = getattr(models, spec.architecture)(weights=None, num_classes=spec.num_classes)
     return net
 
@@ -177,6 +166,8 @@ def default_input_shape(architecture: str) -> tuple[int, int, int]:
     """
     if architecture not in ARCHITECTURES:
         raise UsageError(f"There is no architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
+    if architecture in (*WIDE, *CIFAR):
+        return (3, 32, 32)
     return (1, 28, 28) if architecture == "small_resnet" else (3, 224, 224)
 
 

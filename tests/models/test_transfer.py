@@ -9,6 +9,14 @@ from upweight.models.transfer import block_names, chain, head_name, resolve_para
 from upweight.models.zoo import ARCHITECTURES, build
 
 BLOCKS = {"small_resnet": 9, "resnet18": 8, "resnet50": 16, "wide_resnet50_2": 16, "mobilenet_v2": 17}
+BLOCKS |= {
+    "wide_resnet50_4": 16,
+    "resnext50_32x4d": 16,
+    "cifar_resnet18": 8,
+    "cifar_resnet34": 16,
+    "cifar_resnet50": 16,
+}
+BLOCKS |= {"wrn_10_1": 3, "wrn_16_1": 6, "wrn_28_4": 12, "wrn_34_10": 15, "wrn_32_10": 15}
 
 
 def network(architecture, device="cpu"):
@@ -23,7 +31,19 @@ def network(architecture, device="cpu"):
         )
 
 
-@pytest.mark.parametrize("architecture", ["small_resnet", "resnet18", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "small_resnet",
+        "resnet18",
+        "resnet50",
+        "mobilenet_v2",
+        "wrn_10_1",
+        "wrn_16_1",
+        "cifar_resnet18",
+        "cifar_resnet50",
+    ],
+)
 def test_chain_composes_to_the_forward_pass(architecture):
     torch.manual_seed(0)
     model = network(architecture).eval()
@@ -102,6 +122,45 @@ def test_plain_torchvision_networks_have_blocks_too():
     assert resolve_parameters(model, "blocks:0") == resolve_parameters(model, "head") == ("fc.weight", "fc.bias")
     assert "layer4.1.conv1.weight" in resolve_parameters(model, "blocks:1")
     assert "layer4.0.conv1.weight" not in resolve_parameters(model, "blocks:1")
+
+
+def test_wide_networks_are_cut_where_cartl_cuts_them():
+    model = network("wrn_34_10", "meta")
+    head, norm = {"net.fc.weight", "net.fc.bias"}, {"net.bn1.weight", "net.bn1.bias"}
+    # k: the stage and the place in it of the first block that is trained, 1 to 15 counting from the stem
+    for k, first in [(3, (3, 4)), (4, (3, 3)), (7, (3, 0)), (8, (2, 4)), (17, (1, 0))]:
+        trained = set(split(model, k, counting="cartl").parameters)
+        wanted = {
+            name
+            for name, _ in model.named_parameters()
+            for words in [name.split(".")]
+            if words[1].startswith("block") and (int(words[1][-1]), int(words[3])) >= first
+        }
+        assert trained == wanted | norm | head
+        assert trained == set(split(model, k - 2).parameters)
+    assert set(split(model, 1, counting="cartl").parameters) == head == set(split(model, 0).parameters)
+    assert set(split(model, 2, counting="cartl").parameters) == norm | head
+    assert not any(name.startswith("net.conv1") for name in split(model, 17, counting="cartl").parameters)
+    for k in (0, 18):
+        with pytest.raises(UsageError, match=f"k is {k}, but this network has 17 blocks as CARTL counts them"):
+            split(model, k, counting="cartl")
+
+
+def test_other_networks_have_no_batch_norm_that_cartl_counts():
+    model = network("cifar_resnet18", "meta")
+    for k in range(1, 10):
+        assert split(model, k, counting="cartl").parameters == split(model, k - 1).parameters
+    with pytest.raises(UsageError, match="has 9 blocks as CARTL counts them"):
+        split(model, 10, counting="cartl")
+
+
+def test_either_count_cuts_without_changing_the_network():
+    torch.manual_seed(0)
+    model = network("wrn_10_1").eval()
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for k in range(1, 6):
+        parts = split(model, k, counting="cartl")
+        assert torch.equal(parts.head(parts.features(parts.frozen(x))), model(x))
 
 
 def test_other_networks_have_no_known_blocks():
