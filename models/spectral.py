@@ -28,15 +28,15 @@ class Scaled(nn.Module):
         super().__init__()
         self.beta = beta
         W = weight.detach().flatten(1)
-        self.register_buffer("u", normalize(torch.randn(len(W), generator=draw), dim=0, eps=_TINY).to(W))
-        self.register_buffer("v", torch.zeros(W.shape[1]).to(W))
+        self.register_buffer("u", torch.zeros(len(W)).to(W))
+        self.register_buffer("v", normalize(torch.randn(W.shape[1], generator=draw), dim=0, eps=_TINY).to(W))
         for _ in range(_FIRST_ITERATIONS):
             self._iterate(W)
 
     @torch.no_grad()
     def _iterate(self, W: Float[Tensor, "o r"]) -> None:
-        self.v = normalize(self.u @ W, dim=0, eps=_TINY)
         self.u = normalize(W @ self.v, dim=0, eps=_TINY)
+        self.v = normalize(self.u @ W, dim=0, eps=_TINY)
 
     def forward(self, weight: Float[Tensor, "o ..."]) -> Float[Tensor, "o ..."]:
         """The weight with spectral norm beta, as well as the iteration knows it."""
