@@ -194,10 +194,11 @@ def load_model(
     input_shape: tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    beta: float | None = None,
 ) -> LoadedModel:
     """A network from a weight file, or one of the shipped sources by its name.
 
-    The options are for files of others (torchvision, the robustness library); ours hold all of it.
+    The options are for files of others (torchvision, the robustness library, CARTL); ours hold all of it.
 
     Args:
         path_or_source: natural, robust, or a path.
@@ -205,6 +206,7 @@ def load_model(
         input_shape: Channels, height, width the network takes; the architecture's usual one when not given.
         mean: Of the normaliser, per channel, when the file has none.
         std: Likewise.
+        beta: Factor that spectrally normalised weights (CARTL's NEFT) were scaled by; they are made plain with it.
 
     Returns:
         The network in evaluation mode, and what its file said.
@@ -217,7 +219,7 @@ def load_model(
     path = source_path(str(path_or_source)) if shipped else Path(path_or_source).expanduser()
     if not path.is_file():
         raise CheckpointError(f"There is no weight file {path}; give the path of one, or {' or '.join(SOURCES)}.")
-    options = {"architecture": architecture, "input_shape": input_shape, "mean": mean, "std": std}
+    options = {"architecture": architecture, "input_shape": input_shape, "mean": mean, "std": std, "beta": beta}
     read, header = _read(path)
     if _HEADER in header:
         if given := [name for name, value in options.items() if value is not None]:
@@ -234,10 +236,15 @@ def load_model(
         model=assemble(spec, tensors, str(path)),
         spec=spec,
         metadata={**metadata, "found": "; ".join([*facts, f"read by {read.how}"])},
-        name=str(path_or_source) if shipped else path.stem,
+        name=str(path_or_source) if shipped else _name(path),
         path=path,
         sha256=file_hash(path),
     )
+
+
+def _name(path: Path) -> str:
+    """The file's name without its ending; what follows the dot of `eps0.01` in a name without one is no ending."""
+    return path.stem if path.suffix[1:].isalpha() else path.name
 
 
 def _read(path: Path) -> tuple[Unpickled, dict[str, str]]:

@@ -1,12 +1,14 @@
 """How others lay out their weight files, and which network of the zoo they fit.
 
-Known are torchvision's plain state dictionaries and the files of the robustness library and those made with it:
+Known are torchvision's plain state dictionaries; the files of the robustness library and those made with it:
 `module.model.*` (twice for some architectures), a second copy under `module.attacker`, the normaliser in
-`module.normalizer`, and no `num_batches_tracked` in the oldest.
+`module.normalizer`, and no `num_batches_tracked` in the oldest; and CARTL's, wide residual networks without a normaliser,
+some with the spectral normalisation of NEFT still in them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import UsageError
+from .cifar import CIFAR, WIDE
 from .errors import CheckpointError
+from .heads import HeadSpec
+from .neft import plain_weights
 from .zoo import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, Classifier, ModelSpec, Normalizer, default_input_shape
 
 _WRAPPERS = ("model", "state_dict", "model_weights")
 _COUNTER = "num_batches_tracked"
+_CARTL_STATISTICS = "0.5071 0.4865 0.4409 and 0.2673 0.2564 0.2762"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,7 @@ def interpret(
     input_shape: tuple[int, int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    beta: float | None = None,
 ) -> Found:
     """Find a network in the content of somebody else's weight file.
 
@@ -53,40 +60,34 @@ def interpret(
         input_shape: Channels, height, width; the architecture's usual one when not given.
         mean: Of the normaliser, when the file has none.
         std: Likewise.
+        beta: Factor of spectrally normalised weights, when there are any.
 
     Returns:
         The weights, ready for the network that fits them.
 
     Raises:
         CheckpointError: There are no weights, or they fit no network of the zoo.
-        UsageError: A normaliser is given for a file that has one, or only half of one is given.
+        UsageError: A normaliser or a factor is given for a file that needs none, or only half a normaliser is given.
     """
     weights, wrapper = _weights(content, origin)
     net, normalizer, facts = _strip(weights)
-    _refuse_foreign(net, origin)
+    net, scaled = plain_weights(net, beta, origin)
+    if scaled:
+        facts.append(f"spectral normalisation of {scaled} weights folded in with beta {beta:g}")
     fitting = _fitting(net, origin, architecture)
-    facts = [f"{fitting} with {_classes(net, fitting)} classes", *([wrapper] if wrapper else []), *facts]
-    if (mean is None) != (std is None):
-        raise UsageError("Only one of mean and std is given; a normaliser needs both.")
-    if normalizer is not None and mean is not None:
-        raise UsageError(f"{origin} has its own normaliser; leave mean and std out.")
-    shape = input_shape or (_channels(net, fitting), *default_input_shape(fitting)[1:])
-    if normalizer is not None:
-        facts.append("normaliser from the file")
-        mean, std = normalizer
-    elif mean is not None:
-        facts.append("normaliser as given")
-    elif fitting != "small_resnet" and _classes(net, fitting) == 1000:
-        facts.append("no normaliser in the file, ImageNet's is assumed")
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    else:
-        raise CheckpointError(f"{origin} has no normaliser; give the mean and std it was trained with.")
+    classes, head = _head_layers(net, fitting)  # type: ignore[misc]  # what fits has a head
+    layers = f" and {head.hidden} hidden layers in its head" if head.hidden else ""
+    facts = [f"{fitting} with {classes} classes{layers}", *([wrapper] if wrapper else []), *facts]
+    shape = input_shape or (_channels(net, fitting) or 3, *default_input_shape(fitting)[1:])
+    mean, std, fact = _normaliser(normalizer, mean, std, origin, fitting, classes)
+    facts.append(fact)
     spec = ModelSpec(
         architecture=fitting,
         input_shape=shape,
-        num_classes=_classes(net, fitting),
-        mean=tuple(mean or ()),
-        std=tuple(std or ()),
+        num_classes=classes,
+        mean=tuple(mean),
+        std=tuple(std),
+        head=head,
     )
     tensors = {f"net.{name}": value for name, value in net.items()}
     tensors |= Normalizer(spec.mean, spec.std).state_dict(prefix="normalizer.")
@@ -96,6 +97,29 @@ def interpret(
         facts.append(f"{len(counters)} batch-norm layers without {_COUNTER}")
         tensors |= {key: torch.zeros((), dtype=torch.int64) for key in counters}
     return Found(spec=spec, tensors=tensors, facts=facts, numbers=_numbers(content))
+
+
+def _normaliser(
+    held: tuple[list[float], list[float]] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    origin: str,
+    architecture: str,
+    classes: int,
+) -> tuple[Sequence[float], Sequence[float], str]:
+    """Mean and deviation from the file, from the user, or ImageNet's where nothing else is usual; and which it was."""
+    if (mean is None) != (std is None):
+        raise UsageError("Only one of mean and std is given; a normaliser needs both.")
+    if mean is not None and std is not None:
+        if held is not None:
+            raise UsageError(f"{origin} has its own normaliser; leave mean and std out.")
+        return mean, std, "normaliser as given"
+    if held is not None:
+        return *held, "normaliser from the file"
+    if classes == 1000 and architecture not in ("small_resnet", *WIDE, *CIFAR):
+        return IMAGENET_MEAN, IMAGENET_STD, "no normaliser in the file, ImageNet's is assumed"
+    hint = f" (CARTL's for CIFAR-10 and CIFAR-100: {_CARTL_STATISTICS})" if architecture in WIDE else ""
+    raise CheckpointError(f"{origin} has no normaliser; give the mean and std it was trained with{hint}.")
 
 
 def _weights(content: object, origin: str) -> tuple[dict[str, Tensor], str | None]:
@@ -135,50 +159,51 @@ def _strip(
     return net, normalizer, facts
 
 
-def _refuse_foreign(net: Mapping[str, Tensor], origin: str) -> None:
-    """Layouts that are known, and known not to fit."""
-    if any(key.endswith(("weight_orig", "weight_u", "weight_v")) for key in net):
-        raise CheckpointError(
-            f"{origin} holds spectrally normalised weights without the factor they were scaled by; "
-            "use the checkpoint from before that step."
-        )
-    if any(".shortcut." in key for key in net) and "linear.weight" in net:
-        raise CheckpointError(f"{origin} is a CIFAR network with a 3x3 stem; the zoo has {', '.join(ARCHITECTURES)}.")
-    if any(key.startswith("block1.layer.") for key in net):
-        raise CheckpointError(f"{origin} is a wide ResNet for small images; the zoo has {', '.join(ARCHITECTURES)}.")
-    if "fc.0.weight" in net:
-        raise CheckpointError(f"{origin} has a head with hidden layers; use the source it was transferred from.")
-
-
 def _head(architecture: str) -> str:
-    return {"small_resnet": "head", "mobilenet_v2": "classifier.1"}.get(architecture, "fc")
+    special = {"small_resnet": "head", "mobilenet_v2": "classifier.1"} | dict.fromkeys(CIFAR, "linear")
+    return special.get(architecture, "fc")
 
 
-def _classes(net: Mapping[str, Tensor], architecture: str) -> int:
-    return len(net[f"{_head(architecture)}.bias"])
+def _head_layers(net: Mapping[str, Tensor], architecture: str) -> tuple[int, HeadSpec] | None:
+    """The number of classes and the layers of the head; None where the architecture's head is not there."""
+    name = _head(architecture)
+    layers = [
+        re.fullmatch(rf"{re.escape(name)}\.([0-9]{{1,3}})\.weight", key)
+        for key, value in net.items()
+        if value.ndim == 2
+    ]
+    linear = sorted(int(layer[1]) for layer in layers if layer)
+    last = f"{name}.{linear[-1]}" if len(linear) > 1 and f"{name}.bias" not in net else name
+    bias = net.get(f"{last}.bias")
+    if bias is None or bias.ndim != 1 or len(bias) < 2:
+        return None
+    if last == name:
+        return len(bias), HeadSpec()
+    width = len(net[f"{name}.{linear[0]}.weight"])
+    normed = any(key.startswith(f"{name}.") and key.endswith(".running_mean") for key in net)
+    return len(bias), HeadSpec(hidden=len(linear) - 1, width=width, batch_norm=normed)
 
 
-def _channels(net: Mapping[str, Tensor], architecture: str) -> int:
-    return net["stem.0.weight"].shape[1] if architecture == "small_resnet" else 3
+def _channels(net: Mapping[str, Tensor], architecture: str) -> int | None:
+    """Channels of the images the network takes; None where the first convolution is not there."""
+    if architecture not in ("small_resnet", *WIDE, *CIFAR):
+        return 3
+    first = net.get("stem.0.weight" if architecture == "small_resnet" else "conv1.weight")
+    return first.shape[1] if first is not None and first.ndim == 4 and first.shape[1] else None
 
 
 def _outline(net: Mapping[str, Tensor], architecture: str) -> dict[str, torch.Size] | None:
-    """Names and shapes the architecture would have with this head; None when the head is not there."""
-    bias = net.get(f"{_head(architecture)}.bias")
-    if (
-        bias is None
-        or bias.ndim != 1
-        or len(bias) < 2
-        or (architecture == "small_resnet" and "stem.0.weight" not in net)
-    ):
+    """Names and shapes the architecture would have with this head and first layer; None when one is not there."""
+    layers, channels = _head_layers(net, architecture), _channels(net, architecture)
+    if layers is None or channels is None:
         return None
-    shape = (_channels(net, architecture), *default_input_shape(architecture)[1:])
     spec = ModelSpec(
         architecture=architecture,
-        input_shape=shape,
-        num_classes=len(bias),
-        mean=(0.0,) * shape[0],
-        std=(1.0,) * shape[0],
+        input_shape=(channels, *default_input_shape(architecture)[1:]),
+        num_classes=layers[0],
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        head=layers[1],
     )
     with torch.device("meta"):
         model: nn.Module = Classifier(spec).net
@@ -190,18 +215,28 @@ def _fitting(net: Mapping[str, Tensor], origin: str, architecture: str | None) -
     if architecture is not None and architecture not in ARCHITECTURES:
         raise UsageError(f"There is no architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
     found = {key: value.shape for key, value in net.items() if not key.endswith(_COUNTER)}
+    outlines = {}
     for name in [architecture] if architecture else ARCHITECTURES:
-        if _outline(net, name) == found:
+        outlines[name] = _outline(net, name) or {}
+        if outlines[name] == found:
             return name
     wanted = architecture or f"any of {', '.join(ARCHITECTURES)}"
-    outline = (_outline(net, architecture) if architecture else None) or {}
-    odd = sorted(k for k in {*found, *outline} if found.get(k) != outline.get(k))
-    detail = (
-        f" ({odd[0]} is {_shape(found, odd[0])} and should be {_shape(outline, odd[0])})" if outline and odd else ""
-    )
     raise CheckpointError(
-        f"{origin} does not fit {wanted}{detail}; name the architecture it was made with, if it is one of these."
+        f"{origin} does not fit {wanted} ({_difference(found, outlines)}); "
+        "name the architecture it was made with, if it is one of these."
     )
+
+
+def _difference(found: Mapping[str, torch.Size], outlines: Mapping[str, Mapping[str, torch.Size]]) -> str:
+    """What sets the weights apart from the architecture that has most of them."""
+    closest = max(outlines, key=lambda name: len(found.items() & outlines[name].items()))
+    outline = outlines[closest]
+    if 2 * len(found.items() & outline.items()) <= len(found):
+        more = f" and {len(found) - 3} others" if len(found) > 3 else ""
+        return f"it holds {', '.join(list(found)[:3])}{more}"
+    odd = min(key for key in {*found, *outline} if found.get(key) != outline.get(key))
+    difference = f"{odd} is {_shape(found, odd)} and should be {_shape(outline, odd)}"
+    return difference if len(outlines) == 1 else f"{closest} is closest, and there {difference}"
 
 
 def _shape(shapes: Mapping[str, torch.Size], key: str) -> str:
