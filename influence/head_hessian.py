@@ -86,12 +86,14 @@ class SoftmaxHessian:
                     for b in range(low.start, min(low.stop, a + 1)):
                         down, across = (a - high.start) * k, (b - low.start) * k
                         blocks.append((a, b, tile[down : down + k, across : across + k]))
+        # all roots in two calls: torch hands each to threads that wait for one another, however short it is
+        roots = tuple((part.T[self.keep].contiguous() / n**0.5).sqrt() for part in (self.q, self.rest))
         scratch = threading.local()
 
         def fill(block: tuple[int, int, Tensor]) -> None:
             if not hasattr(scratch, "scaled"):
                 scratch.scaled = torch.empty_like(psi)
-            self._block(psi, scratch.scaled, *block)
+            self._block(psi, (roots[0], roots[1]), scratch.scaled, *block)
 
         side_by_side(fill, blocks, n * k * k * len(blocks), psi.device)
         tiles = Tiles(rows)
@@ -113,11 +115,10 @@ class SoftmaxHessian:
                 if high == low:
                     tile.diagonal().add_(damping)
 
-    def _block(self, psi: Tensor, scaled: Tensor, a: int, b: int, out: Tensor) -> None:
-        q = self.q
-        class_a, class_b = self.keep[a], self.keep[b]
-        s = q[:, class_a] * (self.rest[:, class_a] if a == b else q[:, class_b]) / len(q)
-        normal_matrix(multiply(psi, s.sqrt().to(psi.dtype)[:, None], scaled), out)
+    def _block(self, psi: Tensor, roots: tuple[Tensor, Tensor], scaled: Tensor, a: int, b: int, out: Tensor) -> None:
+        of_q, of_rest = roots
+        s = of_q[a] * (of_rest[a] if a == b else of_q[b])
+        normal_matrix(multiply(psi, s.to(psi.dtype)[:, None], scaled), out)
         if a != b:
             negate_(out)
 
