@@ -69,8 +69,9 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     Raises:
         UsageError: There is no linear layer.
     """
-    heads = [(name, module) for name, module in model.named_modules() if isinstance(module, MLPHead)]
-    heads = heads or [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    modules = list(model.named_modules())
+    heads: list[tuple[str, nn.Module]] = [link for link in modules if isinstance(link[1], MLPHead)]
+    heads = heads or [link for link in modules if isinstance(link[1], nn.Linear)]
     if not heads:
         raise UsageError(
             f"{type(model).__name__} has no linear layer to take as its head; name the parameters to analyse."

@@ -33,7 +33,7 @@ def test_layers_come_in_the_order_that_is_asked_for():
 
 def test_head_computes_what_its_layers_say():
     torch.manual_seed(0)
-    head = MLPHead(5, 3, HeadSpec(hidden=1, width=2, dropout=0.5)).double().eval()
+    head = MLPHead(5, 3, HeadSpec(hidden=1, width=2, dropout=0.5)).double().eval().requires_grad_(False)
     x = torch.randn(4, 5, dtype=torch.float64)
     first, last = head[0], head[-1]
     for row, logits in zip(x, head(x), strict=True):

@@ -264,6 +264,26 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, source, digits, reci
         fine_tune(source, digits, quick(epochs=2), tmp_path / "run")
 
 
+@pytest.mark.parametrize("k", [2, "all"])
+def test_wide_networks_take_the_recipes_too(tmp_path, k):
+    torch.manual_seed(0)
+    model = build("wrn_10_1", num_classes=3, mean=(0.5,) * 3, std=(0.3,) * 3, input_shape=(3, 16, 16))
+    save_model(tmp_path / "wide.safetensors", model, {})
+    data = load_data(DataSettings(data=str(tiny.data())), (3, 16, 16))
+    recipe = {"k": k, "neft": 0.6, "lwf": 0.01, "hidden": 1, "bn_affine": False, "epochs": 2, "learning_rate": 1e-3}
+    run = fine_tune(tmp_path / "wide.safetensors", data, quick(**recipe), tmp_path / "run")
+    after = weights(load_run(tmp_path / "run", data))
+    for name, value in after.items():
+        if "conv" in name.lower():
+            frozen = k == 2 and not name.startswith(("net.block2", "net.block3"))
+            assert torch.equal(value, model.state_dict()[name]) == frozen, name
+            norm = np.linalg.norm(value.double().numpy().reshape(len(value), -1), ord=2)
+            assert frozen or norm == pytest.approx(0.6, rel=0.05), name
+        elif not name.startswith("net.fc"):
+            assert torch.equal(value, model.state_dict()[name]), name
+    assert run.info["k"] == {2: 2, "all": 3}[k]
+
+
 def test_settings_of_recipes_that_are_not_used_leave_no_trace(tmp_path, source, digits):
     plain = fine_tune(source, digits, quick(epochs=1), tmp_path)
     names = {"hidden", "hidden_width", "head_batch_norm", "head_dropout", "head_first"}
