@@ -17,7 +17,7 @@ from .cache.errors import StoreError
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
 from .models.errors import CheckpointError, DataError, RunMismatch
-from .models.settings import DataSettings, FineTuneSettings, PretrainSettings
+from .models.settings import ConvertSettings, DataSettings, FineTuneSettings, PretrainSettings
 from .options import Bound, Option, add_option, read_config, resolve, save_config, settings_options, to_toml
 from .reports.settings import ReportSettings
 
@@ -287,6 +287,14 @@ def _report(asked: Asked) -> Answer:
     return Answer(data=report.to_dict(), text=report.to_text())
 
 
+def _convert(asked: Asked) -> Answer:
+    from .models.convert import convert
+
+    settings, overwrite = asked.settings[ConvertSettings], asked["overwrite"]
+    held = convert(asked.path("checkpoint"), settings, asked.path("out"), overwrite=overwrite)
+    return Answer(data=held, text=questions.outline(held))
+
+
 def _info(asked: Asked) -> Answer:
     held = questions.info(asked.path("path"))
     return Answer(data=held, text=questions.outline(held))
@@ -331,6 +339,22 @@ COMMANDS: dict[str, Command] = {
             OVERWRITE,
         ),
         replay=lambda asked: asked.path("out").with_suffix(".toml"),
+    ),
+    "convert": Command(
+        help="write a weight file of another project as one that every command takes as a source",
+        run=_convert,
+        settings=(ConvertSettings,),
+        options=(
+            Option(
+                name="checkpoint",
+                positional=True,
+                required=True,
+                metavar="CHECKPOINT",
+                help="file of torchvision, of the robustness library or made with it, or of CARTL; nothing in it is executed",
+            ),
+            Option(name="out", required=True, metavar="FILE.safetensors", help="where to put the weights"),
+            OVERWRITE_FILE,
+        ),
     ),
     "fine-tune": Command(
         help="fine-tune the last blocks of a source network on a target data set",

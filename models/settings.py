@@ -99,6 +99,37 @@ class PGDSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertSettings:
+    """What a weight file of another project does not say about itself."""
+
+    architecture: str | None = None
+    """Network of the zoo, when it cannot be told from the weights."""
+
+    input_shape: tuple[int, ...] = ()
+    """Channels, height and width of the images; not given: what the architecture usually takes."""
+
+    mean: tuple[float, ...] = ()
+    """Mean of the normaliser, one number a channel, when the file has none."""
+
+    std: tuple[float, ...] = ()
+    """Standard deviation of the normaliser, one number a channel, when the file has none."""
+
+    beta: float | None = None
+    """Factor that spectrally normalised weights (CARTL's NEFT) were scaled by."""
+
+    def __post_init__(self) -> None:
+        good = not self.input_shape or (len(self.input_shape) == 3 and min(self.input_shape) >= 1)
+        _require(good, f"input_shape is {self.input_shape}", "give channels, height and width, each at least 1")
+        if self.beta is not None:
+            _number("beta", self.beta, zero=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """The shape of the images, where it is given."""
+        return (self.input_shape[0], self.input_shape[1], self.input_shape[2]) if self.input_shape else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainSettings:
     """How a source network is made from scratch, naturally or against PGD."""
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from upweight import UsageError
-from upweight.models.settings import DataSettings, FineTuneSettings, PGDSettings, PretrainSettings
+from upweight.models.settings import ConvertSettings, DataSettings, FineTuneSettings, PGDSettings, PretrainSettings
 
-ALL = [DataSettings, PGDSettings, PretrainSettings, FineTuneSettings]
+ALL = [ConvertSettings, DataSettings, PGDSettings, PretrainSettings, FineTuneSettings]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,8 @@ ALL = [DataSettings, PGDSettings, PretrainSettings, FineTuneSettings]
         (lambda: FineTuneSettings(batch_size=0), "batch_size is 0"),
         (lambda: FineTuneSettings(weight_decay=float("inf")), "weight_decay is inf"),
         (lambda: DataSettings(data=""), "data is empty"),
+        (lambda: ConvertSettings(input_shape=(3, 32)), "channels, height and width"),
+        (lambda: ConvertSettings(beta=0.0), "beta is 0.0"),
     ],
 )
 def test_refuses_in_one_sentence(make, words):
