@@ -33,7 +33,7 @@ class HeadState:
     inverse: Inverse
     r: Float[Tensor, "n c"]
     """Gradients of the train losses in the logits that are kept."""
-    V: Float[Tensor, "F+1 k"] | None
+    V: Float[Tensor, "A k"] | None
     """Orthonormal basis of the row space of the train features, the constant one included; None when it is the whole space."""
     weights: Float[Tensor, "n c"] | None = None
     """The same with the leave-one-out correction."""
@@ -42,7 +42,7 @@ class HeadState:
     moves: Float[Tensor, "D n"] | None = None
     """H^+ times the corrected gradients, for the loss at moved logits."""
 
-    def on_row_space(self, phi: Float[Tensor, "b F+1"]) -> Float[Tensor, "b k"]:
+    def on_row_space(self, phi: Float[Tensor, "b A"]) -> Float[Tensor, "b k"]:
         """Features in the coordinates of the curvature.
 
         Args:
@@ -210,7 +210,7 @@ class LinearHead:
         return Inversion(damping=single(self.damping), rcond=self.rcond)
 
 
-def augmented(side: Side, rows: slice) -> Float[Tensor, "b F+1"]:
+def augmented(side: Side, rows: slice) -> Float[Tensor, "b A"]:
     """Features of the analysed part of the head: phi for its weight, a constant one for its bias.
 
     Args:
@@ -228,7 +228,7 @@ def augmented(side: Side, rows: slice) -> Float[Tensor, "b F+1"]:
 
 
 def fit_head(
-    phi: Float[Tensor, "n F+1"],
+    phi: Float[Tensor, "n A"],
     logits: Float[Tensor, "n C"],
     residual: Float[Tensor, "n C"],
     rule: Inversion,
@@ -262,7 +262,7 @@ def fit_head(
     return HeadState(invert(hessian, rule, eps, factor), residual[:, hessian.keep], V)
 
 
-def solve_head(state: HeadState, phi: Float[Tensor, "b F+1"], residual: Float[Tensor, "b C"]) -> Float[Tensor, "b c k"]:
+def solve_head(state: HeadState, phi: Float[Tensor, "b A"], residual: Float[Tensor, "b C"]) -> Float[Tensor, "b D"]:
     """H^+ g for the gradients g = residual (x) features.
 
     Args:

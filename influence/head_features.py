@@ -10,7 +10,7 @@ from torch import Tensor
 from .blas import normal_matrix, threads_for
 
 
-def row_space(phi: Float[Tensor, "n F+1"]) -> Float[Tensor, "F+1 k"] | None:
+def row_space(phi: Float[Tensor, "n A"]) -> Float[Tensor, "A k"] | None:
     """Orthonormal basis of the space that the train features span.
 
     Args:
@@ -29,7 +29,7 @@ def row_space(phi: Float[Tensor, "n F+1"]) -> Float[Tensor, "F+1 k"] | None:
     return _by_singular_values(phi)
 
 
-def independent(phi: Float[Tensor, "n F+1"]) -> bool:
+def independent(phi: Float[Tensor, "n A"]) -> bool:
     """Whether the columns are independent for sure, by a Cholesky factorisation of their Gram matrix.
 
     Args:

@@ -144,7 +144,7 @@ class SoftmaxHessian:
         return out
 
     def scores(
-        self, X: Float[Tensor, "c k b"], r: Float[Tensor, "b c"], columns: slice = slice(None)
+        self, X: Float[Tensor, "c k b"], r: Float[Tensor, "n c"], columns: slice = slice(None)
     ) -> Float[Tensor, "b n"]:
         """Vectors against the gradients r_i (x) psi_i of some train examples, which are written out in small pieces alone.
 
