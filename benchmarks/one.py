@@ -19,7 +19,7 @@ from . import measure, reference
 from .methods import METHODS
 from .problems import load
 
-QUICK = 8.0  # seconds below which a call is repeated
+QUICK = 15.0  # seconds below which a call is repeated
 
 
 def attempt(key: str, folder: Path, repeats: int = 3) -> dict[str, object]:
