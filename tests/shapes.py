@@ -2,4 +2,6 @@
 
 from beartype import BeartypeConf, beartype
 
-enforced = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number where a float is asked for is none the worse
+enforced = beartype(
+    conf=BeartypeConf(is_pep484_tower=True)
+)  # a whole number where a float is asked for is none the worse
