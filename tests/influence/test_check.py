@@ -91,3 +91,25 @@ def test_confident_examples_are_not_mistaken_for_dependence():
     """Their gradients are nothing but rounding, which does differ between batch sizes."""
     problem = BY_NAME["saturated"].build(dtype=torch.float32)
     attribute(problem.model, problem.train, problem.queries, curvature=LinearHead())
+
+
+class Kink(nn.Module):
+    """A gate that float32 rounding opens in a batch and closes for one example alone; in float64 it is open for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        small = x.new_full((len(x), 1), 1e-5)
+        gate = (small + 1e4) - 1e4 if len(x) == 1 else small + (1e4 - 1e4)
+        return self.out(self.body(x) * (gate > 0).to(x.dtype))
+
+
+def test_rounding_at_a_kink_is_not_mistaken_for_dependence():
+    torch.manual_seed(0)
+    X, y = torch.randn(12, 4), torch.arange(12) % 3
+    model = Kink()
+    alone, together = model(X[:1]), model(X)[:1]
+    assert float((alone - together).detach().abs().max()) > 0.1  # it does happen
+    attribute(model, (X, y), (X, y), parameters="all", curvature=GradientDot())
