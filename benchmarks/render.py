@@ -240,6 +240,7 @@ def draw(series: dict[str, list[Run]], path: Path) -> bool:
     if not series:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(3.2 * len(series), 3), layout="constrained")
     for axes, (name, runs) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
@@ -249,6 +250,8 @@ def draw(series: dict[str, list[Run]], path: Path) -> bool:
         axes.loglog(x, [run["seconds"] for run in runs], "o-", label="measured")
         axes.loglog(x, [run["operations"] / run["gemm"] for run in runs], "k--", lw=1, label="at GEMM rate")
         axes.set(title=name, xlabel=letter, ylabel="seconds")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(x, [f"{value:,}" for value in x])
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     return True
