@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .blas import in_units, product
+from .damped import largest_eigenvalue
 from .head_hessian import SoftmaxHessian
 from .solve import Eigen, Inversion, eigendecompose
 from .spectrum import Spectrum
@@ -19,7 +20,6 @@ SPECTRUM_LIMIT = 2_500  # up to this size all eigenvalues are computed, for the 
 SAFETY = 10.0  # how far above the cutoff an estimate of the smallest eigenvalue must lie to be believed
 SINGLE_CONDITION = 1e5  # above, a float32 factor is too poor a start for refinement
 SINGLE_ERROR = 4e-5  # of the scores, as estimated from a few queries: above, all solutions are refined in float64
-WIDTH = 8  # vectors of the Lanczos iteration: solving for eight reads the factor no more often than for one
 FACTORS = {"0.1x": 0.1, "10x": 10.0}
 SAMPLE = 16  # queries whose error is estimated before all of a block are refined
 WIDER = 8  # times as many show how large the scores are
@@ -238,8 +238,9 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
     def backward(X: Tensor) -> Tensor:
         return _mix(_once(tiles, _mix(X, Q.T)), Q)
 
-    lambda_max = largest_eigenvalue(forward, hessian)
-    lowest = 1 / largest_eigenvalue(backward, hessian, steps=2)
+    size, device, shape = hessian.size, hessian.psi.device, (hessian.c, hessian.psi.shape[1], -1)
+    lambda_max = largest_eigenvalue(lambda X: forward(X.view(shape)).flatten(0, 1), size, device, steps=3)
+    lowest = 1 / largest_eigenvalue(lambda X: backward(X.view(shape)).flatten(0, 1), size, device, steps=2)
     lambda_min = max(0.0, lowest - rule.damping)
     cutoff = rule.cutoff(lambda_max, hessian.size, eps)
     condition = (lambda_max + rule.damping) / lowest
@@ -262,33 +263,6 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
         negative_trace=0.0,
     )
     return Factored(hessian, tiles, rule, facts)
-
-
-def largest_eigenvalue(operator: Callable[[Tensor], Tensor], hessian: SoftmaxHessian, steps: int = 3) -> float:
-    """Largest eigenvalue of a positive semi-definite operator by a few steps of block Lanczos.
-
-    Args:
-        operator: Vectors [c, k, b] to vectors, symmetric.
-        hessian: For the shape.
-        steps: Applications to a block of vectors.
-
-    Returns:
-        A lower bound: close where the eigenvalue stands apart, some tenths low at worst where many are nearly as large.
-    """
-    shape = (hessian.c, hessian.psi.shape[1], -1)
-    width = min(WIDTH, hessian.size)
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(hessian.size, width, generator=generator, dtype=torch.float64).to(hessian.psi.device)
-    basis = torch.linalg.qr(start).Q
-    images = operator(basis.view(shape)).flatten(0, 1)
-    for _ in range(min(steps, hessian.size // width) - 1):
-        rest = images[:, -width:] - basis @ (basis.T @ images[:, -width:])
-        rest -= basis @ (basis.T @ rest)  # twice is enough
-        new = torch.linalg.qr(rest).Q
-        basis = torch.cat([basis, new], dim=1)
-        images = torch.cat([images, operator(new.contiguous().view(shape)).flatten(0, 1)], dim=1)
-    T = basis.T @ images
-    return float(torch.linalg.eigvalsh((T + T.T) / 2)[-1])
 
 
 def _once(factor: Tiles, G: Float[Tensor, "c k b"]) -> Float[Tensor, "c k b"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .layers import Caught, NotPerExampleError, Pair, Plan, Way, catch, plan_layers, rows_by_torch_func, side_by_side
+from .layers import Caught, Pair, Plan, Way, catch, side_by_side
 from .problem import Problem
 from .side import Side
 from .work import ANY, Work
@@ -151,19 +151,10 @@ def make_plan(side: Side, R: int, *, write_all: bool = False, keep: int = BLOCK_
     problem = side.problem
     if problem.linear:
         return Plan({}, (), {})
-    if side.plan is not None:  # held against autograd already
-        layers, other = dict(side.plan.layers), side.plan.other
-        return Plan(layers, other, {} if write_all else _ways(side, layers, R, keep))
-    layers, other = plan_layers(problem)
-    while True:
-        try:
-            plan = Plan(layers, other, {} if write_all else _ways(side, layers, R, keep))
-            if _agrees(side, plan):
-                return plan
-            return Plan({}, tuple(problem.theta), {})
-        except NotPerExampleError as error:  # positions folded into the batch, for one: leave that layer to torch.func
-            (name,) = error.args
-            other = (*other, *(f"{name}.{short}" if name else short for short in layers.pop(name)))
+    if side.plan is None:  # hooks do not see all that the parameters do
+        return Plan({}, tuple(problem.theta), {})
+    ways = {} if write_all else _ways(side, side.plan.layers, R, keep)
+    return Plan(side.plan.layers, side.plan.other, ways)
 
 
 def _ways(side: Side, layers: Mapping[str, tuple[str, ...]], R: int, keep: int) -> dict[str, Way]:
@@ -183,17 +174,6 @@ def _ways(side: Side, layers: Mapping[str, tuple[str, ...]], R: int, keep: int) 
         written += len(side) * width * torch.finfo(side.problem.dtype).bits // 8
     # written once is cheapest, as long as all of it can stay
     return {name: "rows" if way == "parts" and written <= keep else way for name, way in ways.items()}
-
-
-def _agrees(side: Side, plan: Plan) -> bool:
-    """Whether hooks see all that the parameters do: a weight that is also read outside its layer fools them."""
-    examples = slice(0, min(2, len(side)))
-    z = side.inputs(examples)
-    mix = torch.linspace(1, 2, side.num_classes, dtype=side.problem.dtype, device=z.device).expand(len(z), 1, -1)
-    caught = full_rows(catch(side.problem, plan, z, mix))
-    written = rows_by_torch_func(side.problem, tuple(side.problem.theta), z, mix)[:, 0]
-    found, wanted = (caught @ caught.T).double(), (written @ written.T).double()
-    return bool((found - wanted).abs().max() <= torch.finfo(side.problem.dtype).eps ** 0.5 * wanted.abs().max())
 
 
 def _ghost_wins(pair: Pair, R: int) -> bool:

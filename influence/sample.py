@@ -14,6 +14,7 @@ from torch import nn
 from .attribute import Prepared
 from .calibrate import SLOT, count_flops, growing
 from .examples import Reader, Source
+from .per_example import gradient_plan
 from .problem import Loss, Problem, make_problem, run_model
 from .side import Side, examine, to_problem
 
@@ -101,6 +102,8 @@ def sample_sides(
 
     run = growing(lambda count: lambda: examined(count), min(few, batch_size)) / min(few, batch_size)
     one = examined(1)
+    if not problem.linear:
+        one = replace(one, plan=gradient_plan(problem, one.inputs(slice(0, 1)), one.num_classes))
     x = to_problem(problem, held.block(slice(0, 1))[0])
     outputs: list[int] = []
     with ExitStack() as stack:
@@ -113,7 +116,7 @@ def sample_sides(
         other = Reader(queries, "queries")
         held, read_query = _few(other)
         own = examine(problem, Reader(held.block(slice(0, 1)), "queries"), batch_size=batch_size)
-        others = stretched(own, len(other), batch_size)
+        others = stretched(replace(own, plan=one.plan), len(other), batch_size)
     facts: dict[str, Any] = {"n": len(reader), "weight_decay": weight_decay, "warnings": []}
     return Sampled(
         Prepared(problem, side, others, facts), read, read_query, run, run_flops, sum(outputs) + one.num_classes
