@@ -12,15 +12,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from . import UsageError
 from .influence.settings import AttributeSettings, memory_bytes
-from .pipeline import OwnSettings, run_config
+from .pipeline import OwnSettings, load_own, run_config
 from .scoring import (
     STORE_FILE,
     Sides,
     default_curvature,
     few_threads,
-    make_curvature,
+    make_plan,
     make_variants,
     resolve,
     standing_scores,
@@ -121,13 +120,13 @@ def estimate_run(
     decay, network = float(read.info["weight_decay"]), read.model.model
     sides = Sides(read.train, read.test)
     with few_threads(read.model), evaluating(network):
-        sampled = _sampled_as(network, sides, settings, decay)
-        plan = [(sampled, variant) for variant in make_variants(sampled.prepared, settings, decay)]
-        if "block" in settings.also:
-            block = replace(settings, parameters=f"blocks:{read.info['k']}", curvature="gauss-newton", damping=())
-            whole = _sampled_as(network, sides, block, decay)
-            curvature = make_curvature(whole.prepared, block)
-            plan.append((whole, replace(plan[0][1], curvature=curvature, name="block")))
+        plan = make_plan(
+            settings,
+            read.info["k"],
+            decay,
+            lambda how: _sampled_as(network, sides, how, decay),
+            lambda sampled: sampled.prepared,
+        )
         found = _estimate(plan, store, memory_bytes(settings.memory))
     if finished is None:
         return found
@@ -146,22 +145,12 @@ def estimate_own(own: OwnSettings, settings: AttributeSettings, out: Path | None
 
     Returns:
         The estimate.
-
-    Raises:
-        UsageError: No network or no train set is named, or the scores of the fine-tuned blocks are asked for.
     """
     from .influence.problem import evaluating
-    from .models.own import load_examples, load_own_model
 
-    if own.model is None or own.train is None:
-        raise UsageError("A network of your own needs --model and --train.")
-    if "block" in settings.also:
-        raise UsageError("The fine-tuned blocks of a network of your own are not known; name them in --parameters.")
-    network = load_own_model(own.model, own.weights)
-    train = load_examples(own.train, own.input_shape, "train", own.root)
-    queries = None if own.queries is None else load_examples(own.queries, own.input_shape, "test", own.root)
+    network, sides = load_own(own, settings)
     with evaluating(network):
-        sampled = _sampled_as(network, Sides(train, queries), settings, own.weight_decay)
+        sampled = _sampled_as(network, sides, settings, own.weight_decay)
         plan = [(sampled, variant) for variant in make_variants(sampled.prepared, settings, own.weight_decay)]
         return _estimate(plan, (Path() if out is None else out) / STORE_FILE, memory_bytes(settings.memory))
 

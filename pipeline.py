@@ -6,7 +6,7 @@ Heavy modules are imported inside the functions that need them, so that the comm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ from .scoring import (
     Sides,
     default_curvature,
     few_threads,
-    make_curvature,
+    make_plan,
     make_variants,
     prepared_sides,
     resolve,
@@ -314,12 +314,14 @@ def attribute_run(
     decay = float(run.info["weight_decay"])
     sides = Sides(run.train, run.test, run.train.index.tolist(), run.test.index.tolist())
     with few_threads(run.model), evaluating(run.model.model), reporting(progress) as report:
-        prepared = prepared_sides(run.model.model, sides, settings, decay, report)
-        plan = [(prepared, variant) for variant in make_variants(prepared, settings, decay)]
-        if "block" in settings.also:
-            block = replace(settings, parameters=f"blocks:{run.info['k']}", curvature="gauss-newton", damping=())
-            whole = prepared_sides(run.model.model, sides, block, decay, report)
-            plan.append((whole, replace(plan[0][1], curvature=make_curvature(whole, block), name="block")))
+        network = run.model.model
+        plan = make_plan(
+            settings,
+            run.info["k"],
+            decay,
+            lambda how: prepared_sides(network, sides, how, decay, report),
+            lambda prepared: prepared,
+        )
         return score(plan, out, report, config, memory=memory_bytes(settings.memory), overwrite=overwrite)
 
 
@@ -359,13 +361,32 @@ def attribute_own(
 
     Returns:
         Scores by variant; the main one is named "".
+    """
+    from .influence.problem import evaluating
+    from .reports.progress import reporting
+
+    network, sides = load_own(own, settings)
+    with evaluating(network), reporting(progress) as report:
+        prepared = prepared_sides(network, sides, settings, own.weight_decay, report)
+        plan = [(prepared, variant) for variant in make_variants(prepared, settings, own.weight_decay)]
+        out.mkdir(parents=True, exist_ok=True)
+        return score(plan, out / STORE_FILE, report, memory=memory_bytes(settings.memory), overwrite=overwrite)
+
+
+def load_own(own: OwnSettings, settings: AttributeSettings) -> tuple[nn.Module, Sides]:
+    """Anyone's network, and its data.
+
+    Args:
+        own: Where they are.
+        settings: What is asked of them.
+
+    Returns:
+        The network, train set and queries.
 
     Raises:
         UsageError: No network or no train set is named, or the scores of the fine-tuned blocks are asked for.
     """
-    from .influence.problem import evaluating
     from .models.own import load_examples, load_own_model
-    from .reports.progress import reporting
 
     if own.model is None or own.train is None:
         raise UsageError("A network of your own needs --model and --train.")
@@ -374,8 +395,4 @@ def attribute_own(
     network = load_own_model(own.model, own.weights)
     train = load_examples(own.train, own.input_shape, "train", own.root)
     queries = None if own.queries is None else load_examples(own.queries, own.input_shape, "test", own.root)
-    with evaluating(network), reporting(progress) as report:
-        prepared = prepared_sides(network, Sides(train, queries), settings, own.weight_decay, report)
-        plan = [(prepared, variant) for variant in make_variants(prepared, settings, own.weight_decay)]
-        out.mkdir(parents=True, exist_ok=True)
-        return score(plan, out / STORE_FILE, report, memory=memory_bytes(settings.memory), overwrite=overwrite)
+    return network, Sides(train, queries)

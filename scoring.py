@@ -5,12 +5,12 @@ Heavy modules are imported inside the functions that need them, so that the comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import UsageError
 from .cache.errors import StoreError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .influence.examples import Progress, Source
     from .influence.scores import Scores
     from .models.checkpoints import LoadedModel
+
+T = TypeVar("T")
 
 STORE_FILE = "influence.h5"
 IDENTITY = ("weights", "model_sha256", "data_sha256")  # what tiles of a Gram matrix depend on, of a config
@@ -302,6 +304,34 @@ def make_variants(prepared: Prepared, settings: AttributeSettings, weight_decay:
     if "predicted" in settings.also:
         variants.append(replace(main, query_label="predicted", train_scores=False, name="predicted"))
     return variants
+
+
+def make_plan(
+    settings: AttributeSettings,
+    k: int,
+    weight_decay: float,
+    look: Callable[[AttributeSettings], T],
+    prepared: Callable[[T], Prepared],
+) -> list[tuple[T, Variant]]:
+    """All scores that the settings ask of a run, each with what it is made from.
+
+    Args:
+        settings: Parameters, curvature, label, and what stands beside the main scores.
+        k: Fine-tuned blocks of the run.
+        weight_decay: Of the run.
+        look: Settings to both sides, examined or sampled.
+        prepared: The sides themselves, of what `look` gives.
+
+    Returns:
+        The main scores first.
+    """
+    main = look(settings)
+    plan = [(main, variant) for variant in make_variants(prepared(main), settings, weight_decay)]
+    if "block" in settings.also:
+        block = replace(settings, parameters=f"blocks:{k}", curvature="gauss-newton", damping=())
+        whole = look(block)
+        plan.append((whole, replace(plan[0][1], curvature=make_curvature(prepared(whole), block), name="block")))
+    return plan
 
 
 def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature[Any]:
