@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from .. import UsageError
@@ -140,6 +142,26 @@ class Output:
             columns = {column: _plain(values) for column, values in table.columns.items()}
             written[name] = {"title": table.title, "file": f"{name}.csv", "rows": len(table), "columns": columns}
         return written
+
+    def write_page(self, template: str, page: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
+        """Write stats.json and index.html, the page last.
+
+        Args:
+            template: File in templates/.
+            page: What it shows.
+            stats: The numbers.
+        """
+        text = json.dumps(stats, allow_nan=False, ensure_ascii=False)
+        (self.folder / "stats.json").write_text(text + "\n", encoding="utf-8")
+        environment = Environment(
+            loader=PackageLoader(__package__, "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        html = environment.get_template(template).render(page)
+        (self.folder / "index.html").write_text(html, encoding="utf-8")
 
 
 def _plain(values: np.ndarray) -> list[Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from .accuracy import Accuracies
 from .facts import headline, scores_table, warnings_of
 from .labels import group_label
 from .output import Grid, Output, Paragraph, Part, Section, grid
+from .progress import Report, Steps
 from .runs import Group, RunView, group_runs, order_sources
 from .sections import STEPS, group_sections
 from .settings import ReportSettings
@@ -27,14 +25,12 @@ SIGN = (
 )
 UNIT = "nats per unit weight"
 
-Progress = Callable[[str, int, int], None]
-
 
 def write_report(
     runs: Sequence[RunView],
     out: Path,
     settings: ReportSettings | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
     *,
     inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def write_report(
     settings = settings or ReportSettings()
     groups = group_runs(runs)
     output = Output(Path(out), settings.dpi)
-    step = _Steps(progress, 1 + STEPS * len(groups))
+    step = Steps(progress, "report", 1 + STEPS * len(groups))
     sections = [_accuracies(groups, output)]
     step()
     conclusions: dict[str, list[str]] = {}
@@ -76,27 +72,8 @@ def write_report(
         "version": __version__,
     }
     stats = {**_stats(groups, conclusions, output, settings), "inputs": dict(inputs or {})}
-    (output.folder / "stats.json").write_text(
-        json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    (output.folder / "index.html").write_text(_render(page), encoding="utf-8")
+    output.write_page("page.html", page, stats)
     return stats
-
-
-class _Steps:
-    """Counts pieces of work for the progress function."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-        self._tell()
-
-    def __call__(self) -> None:
-        self.done += 1
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            self.progress("report", self.done, self.total)
 
 
 def _accuracies(groups: Sequence[Group], output: Output) -> Section:
@@ -184,14 +161,3 @@ def _stats(
         "figures": output.figures,
         "tables": output.write_tables(),
     }
-
-
-def _render(page: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader(__package__, "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(page)

@@ -82,3 +82,26 @@ def _bar() -> Progress:
         console=Console(stderr=True),
         expand=True,
     )
+
+
+class Steps:
+    """Counts pieces of work for a progress function; told at once that none is done.
+
+    Args:
+        report: The function; None: nobody is told.
+        stage: Name of the work.
+        total: Pieces in all.
+    """
+
+    def __init__(self, report: Report | None, stage: str, total: int) -> None:
+        self._report, self._stage, self._total, self._done = report, stage, total, 0
+        self._tell()
+
+    def __call__(self) -> None:
+        """One more piece is done."""
+        self._done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._report is not None:
+            self._report(self._stage, self._done, self._total)
