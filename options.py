@@ -118,10 +118,15 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
 
 
 def _help_texts(settings: type) -> dict[str, str]:
-    """The docstring under each field of a settings class."""
+    """The docstring under each field of a settings class, those of its bases among them."""
+    texts = {
+        name: text
+        for base in settings.__bases__
+        if dataclasses.is_dataclass(base)
+        for name, text in _help_texts(base).items()
+    }
     (body,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(settings))).body
     assert isinstance(body, ast.ClassDef)
-    texts = {}
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
             texts[field.target.id] = inspect.cleandoc(ast.literal_eval(text.value)).replace("\n", " ")
@@ -246,9 +251,23 @@ def read_config(path: str | Path, command: str, bound: Sequence[Bound]) -> dict[
 
     Returns:
         Values by name.
+    """
+    known = [option for _, option in bound if option.name not in ("config", "debug")]
+    return read_values(str(path), read_toml(path, command), known, f"`upweight {command}`")
+
+
+def read_toml(path: str | Path, command: str) -> dict[str, Any]:
+    """What a TOML file of a command says, but for where it comes from.
+
+    Args:
+        path: The file.
+        command: Name of the command.
+
+    Returns:
+        Plain values and tables; not checked yet.
 
     Raises:
-        ConfigError: The file cannot be read, or holds something the command does not know.
+        ConfigError: The file cannot be read, or was made for another command.
     """
     path = Path(path)
     try:
@@ -258,17 +277,33 @@ def read_config(path: str | Path, command: str, bound: Sequence[Bound]) -> dict[
     made = held.pop(MADE, {})
     if isinstance(made, Mapping) and made.get("command", command) != command:
         raise ConfigError(f"{path} holds options of `upweight {made['command']}`, not of `upweight {command}`.")
-    known = {option.name: option for _, option in bound if option.name not in ("config", "debug")}
+    return held
+
+
+def read_values(place: str, held: Mapping[str, Any], options: Iterable[Option], asked: str) -> dict[str, Any]:
+    """The values of a TOML file, or of a table in it, as the options want them.
+
+    Args:
+        place: File and table, for messages.
+        held: What it says; keys are names of options, with dashes or underscores.
+        options: What may be said there.
+        asked: What knows these options, for messages.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        ConfigError: A name is unknown, or a value of another kind.
+    """
+    known = {option.name: option for option in options}
     config = {name.replace("-", "_"): value for name, value in held.items()}
     unknown = sorted(config.keys() - known.keys())
     if unknown:
-        raise ConfigError(
-            f"{path} sets {', '.join(unknown)}, unknown to `upweight {command}`; it knows {', '.join(known)}."
-        )
-    return {name: _from_toml(path, known[name], value) for name, value in config.items()}
+        raise ConfigError(f"{place} sets {', '.join(unknown)}, unknown to {asked}; it knows {', '.join(known)}.")
+    return {name: _from_toml(place, known[name], value) for name, value in config.items()}
 
 
-def _from_toml(path: Path, option: Option, value: Any) -> Any:
+def _from_toml(place: str, option: Option, value: Any) -> Any:
     if option.none and value == "none":
         return None
     if option.switch is not None and isinstance(value, bool):
@@ -278,9 +313,9 @@ def _from_toml(path: Path, option: Option, value: Any) -> Any:
     )  # a list of one may be written without brackets
     if not all(item in option.words_too or _is_a(item, option.kind) for item in items):
         wanted = f"{_noun(option)}, or a list of such" if option.many else _noun(option)
-        raise ConfigError(f"{path} sets {option.name} = {json.dumps(value, default=str)}; {wanted} is wanted.")
+        raise ConfigError(f"{place} sets {option.name} = {json.dumps(value, default=str)}; {wanted} is wanted.")
     if option.choices and value not in option.choices:
-        raise ConfigError(f"{path} sets {option.name} = {value!r}; choose one of {', '.join(option.choices)}.")
+        raise ConfigError(f"{place} sets {option.name} = {value!r}; choose one of {', '.join(option.choices)}.")
     typed = tuple(item if item in option.words_too else option.kind(item) for item in items)
     return typed if option.many else typed[0]
 
@@ -305,14 +340,42 @@ def to_toml(command: str, bound: Sequence[Bound], values: Mapping[str, Any]) -> 
     Returns:
         TOML text; options without a value are left out.
     """
-    lines = [f"# Replay: upweight {command} --config <this file>"]
-    for _, option in bound:
-        value = values[option.name]
-        if option.replayed and not (value is None and option.default is None):
-            lines.append(f"{option.name} = {_toml('none' if value is None else value)}")
-    lines += ["", f"[{MADE}]", f"command = {_toml(command)}", f"upweight = {_toml(__version__)}"]
-    lines += ["# relative paths above start here", f"folder = {_toml(str(Path.cwd()))}"]
-    return "\n".join(lines) + "\n"
+    kept = {
+        option.name: values[option.name]
+        for _, option in bound
+        if option.replayed and not (values[option.name] is None and option.default is None)
+    }
+    return "\n".join([
+        f"# Replay: upweight {command} --config <this file>",
+        *toml_lines(kept),
+        "",
+        *made_lines(command),
+    ])
+
+
+def toml_lines(values: Mapping[str, Any]) -> list[str]:
+    """Keys and values of a TOML file, or of a table in it.
+
+    Args:
+        values: By name.
+
+    Returns:
+        One line each; None is written as the word none.
+    """
+    return [f"{name} = {_toml('none' if value is None else value)}" for name, value in values.items()]
+
+
+def made_lines(command: str) -> list[str]:
+    """The last table of a file that replays a command: where it comes from.
+
+    Args:
+        command: Its name.
+
+    Returns:
+        Lines, the last of them empty.
+    """
+    lines = [f"[{MADE}]", f"command = {_toml(command)}", f"upweight = {_toml(__version__)}"]
+    return [*lines, "# relative paths above start here", f"folder = {_toml(str(Path.cwd()))}", ""]
 
 
 def _toml(value: Any) -> str:
