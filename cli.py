@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,7 @@ from .cache.errors import StoreError
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
 from .models.errors import CheckpointError, DataError, RunMismatch
-from .models.settings import ConvertSettings, DataSettings, FineTuneSettings, PretrainSettings
+from .models.settings import ConvertSettings, DataSettings, FineTuneSettings, PretrainSettings, RobustnessSettings
 from .options import Bound, Option, add_option, read_config, resolve, save_config, settings_options, to_toml
 from .reports.settings import ReportSettings
 
@@ -210,6 +210,19 @@ def _fine_tune(asked: Asked) -> Answer:
     return Answer(data={"run": str(run.path), "accuracy": accuracy}, text=text)
 
 
+def _robustness(asked: Asked) -> Answer:
+    said: DataSettings = asked.settings[DataSettings]
+    if asked["data"] is None and said != DataSettings():
+        raise UsageError("--root, --download and --resolution say how the data of a source are read; give --data too.")
+    data = None if asked["data"] is None else replace(said, data=asked["data"])
+    held = pipeline.robustness(asked["path"], asked.settings[RobustnessSettings], data, progress=True)
+    rates = (
+        f"accuracy {held['natural']:.4f} on {held['natural_images']} images, {held['pgd']:.4f} on {held['pgd_images']} "
+        f"under {held['attack']}"
+    )
+    return Answer(data=held, text=f"{asked['path']}: {rates}")
+
+
 def _attribute(asked: Asked) -> Answer:
     how, own = asked.settings[AttributeSettings], asked.settings[pipeline.OwnSettings]
     out = None if asked["out"] is None else asked.path("out")
@@ -362,6 +375,22 @@ COMMANDS: dict[str, Command] = {
         settings=(pipeline.SourceSettings, DataSettings, FineTuneSettings),
         options=(OUT, OVERWRITE),
         replay=lambda asked: asked.path("out") / "fine-tune.toml",
+    ),
+    "robustness": Command(
+        help="measure the clean and the adversarial accuracy of a run or of a source",
+        run=_robustness,
+        settings=(RobustnessSettings, DataSettings),
+        hidden=frozenset({"data"}),
+        options=(
+            Option(
+                name="path",
+                positional=True,
+                required=True,
+                metavar="PATH",
+                help="run folder, whose robustness.json keeps the answer, or a source: natural, robust, a checkpoint file",
+            ),
+            Option(name="data", metavar="DATA", help="data set to test a source on; a run has its own"),
+        ),
     ),
     "attribute": Command(
         help="score every train example for every query, of a run or of a network of your own",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import UsageError
 from .influence.settings import AttributeSettings, memory_bytes
-from .models.settings import DataSettings, FineTuneSettings, PretrainSettings
+from .models.settings import DataSettings, FineTuneSettings, PretrainSettings, RobustnessSettings
 from .scoring import (
     STORE_FILE,
     Sides,
@@ -279,6 +279,45 @@ def _kept_or_made(make: Callable[[bool], T], overwrite: bool) -> T:
         if not overwrite:
             raise
     return make(True)
+
+
+def robustness(
+    target: str | Path,
+    settings: RobustnessSettings,
+    data: DataSettings | None = None,
+    *,
+    progress: bool | Progress | None = None,
+) -> dict[str, Any]:
+    """Clean and adversarial accuracy of a run, kept in its folder, or of a source.
+
+    Args:
+        target: A run folder, or a source: natural, robust, or a checkpoint file.
+        settings: The attack, and how many images it is measured on.
+        data: What a source is tested on; a run has its own.
+        progress: As in `attribute`.
+
+    Returns:
+        Both rates with their numbers of images, the attack, hashes; of a run, one record of its robustness.json.
+
+    Raises:
+        UsageError: Data are given for a run, or none for a source.
+    """
+    from .models.checkpoints import SOURCES
+    from .models.robustness import measure_run, measure_source
+    from .reports.progress import reporting
+
+    folder = Path(target).expanduser()
+    with reporting(progress) as report:
+        if str(target) not in SOURCES and (folder.is_dir() or not (folder.is_file() or folder.suffix)):
+            if data is not None:
+                raise UsageError(f"{target} is a run folder, and a run is tested on its own data; leave the data out.")
+            return measure_run(folder, settings, report)
+        if data is None:
+            raise UsageError(
+                f"{target} is a source, and no data are named to test it on; name those it was trained on, as in "
+                "--data fashion-mnist."
+            )
+        return measure_source(target, data, settings, report)
 
 
 def attribute_run(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attack_settings import EVALUATION_IMAGES
 from .attacks import attack as attack_images
 from .attacks import evaluating
 from .device import generator
@@ -15,9 +16,6 @@ from .settings import PGDSettings
 from .training import Progress
 
 _BATCH = 500
-
-EVALUATION_IMAGES = 1000
-"""Images that an attack is evaluated on when nothing else is asked; the count stands beside every rate."""
 
 
 @torch.no_grad()
@@ -77,6 +75,23 @@ def robust_accuracy(
     return correct / len(images)
 
 
+def asked_images(images: ImageSet, count: int | None) -> ImageSet:
+    """The images that an attack is measured on.
+
+    Args:
+        images: A test set.
+        count: How many; None, or more than there are: all of them.
+
+    Returns:
+        The first so many; of images that lie class by class, so many spread evenly, or the last classes would be missing.
+    """
+    if count is None or count >= len(images):
+        return images
+    if bool((images.labels.diff() < 0).any()):
+        return images.subset(slice(0, count))
+    return images.subset(torch.arange(count) * len(images) // count)
+
+
 def accuracies(
     model: nn.Module,
     images: ImageSet,
@@ -87,7 +102,7 @@ def accuracies(
     *,
     count: int | None = EVALUATION_IMAGES,
 ) -> dict[str, Any]:
-    """Natural accuracy on all images, robust accuracy on the first of them, and how both were measured.
+    """Natural accuracy on all images, robust accuracy on some of them, and how both were measured.
 
     Args:
         model: On the device, in any mode.
@@ -96,12 +111,12 @@ def accuracies(
         seed: Decides the random starts.
         device: Where to do it.
         progress: Told how far it is.
-        count: Images to attack, the first so many; None: all of them.
+        count: Images to attack, as `asked_images` takes them; None: all.
 
     Returns:
         Plain JSON values: both rates, each with its number of images, and the attack.
     """
-    asked = images if count is None else images.subset(slice(0, count))
+    asked = asked_images(images, count)
     return {
         "natural": natural_accuracy(model, images, device),
         "natural_images": len(images),

@@ -7,9 +7,16 @@ import sys
 
 import pytest
 from upweight import UsageError
-from upweight.models.settings import ConvertSettings, DataSettings, FineTuneSettings, PGDSettings, PretrainSettings
+from upweight.models.settings import (
+    ConvertSettings,
+    DataSettings,
+    FineTuneSettings,
+    PGDSettings,
+    PretrainSettings,
+    RobustnessSettings,
+)
 
-ALL = [ConvertSettings, DataSettings, PGDSettings, PretrainSettings, FineTuneSettings]
+ALL = [ConvertSettings, DataSettings, PGDSettings, RobustnessSettings, PretrainSettings, FineTuneSettings]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,8 @@ def test_step_size_defaults_to_two_and_a_half_radii_over_the_steps():
 
 @pytest.mark.parametrize("settings", ALL)
 def test_every_field_is_explained_below_it(settings):
-    lines = inspect.getsource(settings).splitlines()
+    classes = [cls for cls in settings.__mro__ if dataclasses.is_dataclass(cls)]
+    lines = [line for cls in classes for line in inspect.getsource(cls).splitlines()]
     for field in dataclasses.fields(settings):
         at = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{field.name}:"))
         assert lines[at + 1].strip().startswith('"""'), field.name
