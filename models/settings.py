@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .attack_settings import PGDSettings, RobustnessSettings
 from .checks import number, positive_int, require
 from .fine_tune_settings import FineTuneSettings
+from .recipe_label import recipe_label
 
 __all__ = [
     "ConvertSettings",
@@ -18,6 +19,7 @@ __all__ = [
     "PGDSettings",
     "PretrainSettings",
     "RobustnessSettings",
+    "recipe_label",
 ]
 
 
