@@ -26,6 +26,7 @@ VERSION = 1
 _HEADER = "upweight"
 
 SOURCES = ("natural", "robust")
+_SHIPPED = Path(__file__).parent / "sources"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,7 +45,8 @@ class LoadedModel:
     def record(self) -> dict[str, Any]:
         """Where the weights came from, as plain JSON values; the history of their fit is left to their own file."""
         metadata = {key: value for key, value in self.metadata.items() if key != "history"}
-        path = f"upweight/models/sources/{self.path.name}" if self.name in SOURCES else str(self.path)
+        shipped = self.path.parent == _SHIPPED  # the user may have a file of that name too
+        path = f"upweight/models/sources/{self.path.name}" if shipped else str(self.path)
         return {"name": self.name, "path": path, "sha256": self.sha256, "metadata": metadata}
 
 
@@ -77,7 +79,7 @@ def source_path(name: str) -> Path:
         raise CheckpointError(
             f"There is no shipped source {name!r}; choose {' or '.join(SOURCES)}, or give a weight file."
         )
-    return Path(__file__).parent / "sources" / f"{name}.safetensors"
+    return _SHIPPED / f"{name}.safetensors"
 
 
 def write_tensors(
@@ -236,14 +238,14 @@ def load_model(
         model=assemble(spec, tensors, str(path)),
         spec=spec,
         metadata={**metadata, "found": "; ".join([*facts, f"read by {read.how}"])},
-        name=str(path_or_source) if shipped else _name(path),
+        name=str(path_or_source) if shipped else weights_name(path),
         path=path,
         sha256=file_hash(path),
     )
 
 
-def _name(path: Path) -> str:
-    """The file's name without its ending; what follows the dot of `eps0.01` in a name without one is no ending."""
+def weights_name(path: Path) -> str:
+    """A file's name without its ending; what follows the dot of `eps0.01` in a name without one is no ending."""
     return path.stem if path.suffix[1:].isalpha() else path.name
 
 

@@ -111,6 +111,23 @@ def paper_seed(i: int) -> int:
     return 20_000_000 + 100_000 * i
 
 
+def require_subset(labels: Int[Tensor, " n"], n: int) -> None:
+    """Refuse a number of images that cannot be drawn.
+
+    Args:
+        labels: True labels of the images to draw from.
+        n: Images wanted.
+
+    Raises:
+        UsageError: n is below the number of classes or above the number of images.
+    """
+    classes = len(torch.unique(labels))
+    if n < classes:
+        raise UsageError(f"{n} images cannot hold all {classes} classes; ask for at least {classes}.")
+    if n > len(labels):
+        raise UsageError(f"{n} images are asked for and {len(labels)} are there; ask for {len(labels)} or fewer.")
+
+
 def choose_subset(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, " s"]:
     """Draw n images without replacement, with every class among them.
 
@@ -124,16 +141,10 @@ def choose_subset(labels: Int[Tensor, " n"], n: int, seed: int) -> Int[Tensor, "
 
     Returns:
         Positions in `labels`, ascending, int64.
-
-    Raises:
-        UsageError: n is below the number of classes or above the number of images.
     """
+    require_subset(labels, n)
     classes: list[int] = labels.tolist()
     missing = set(classes)
-    if n < len(missing):
-        raise UsageError(f"{n} images cannot hold all {len(missing)} classes; ask for at least {len(missing)}.")
-    if n > len(labels):
-        raise UsageError(f"{n} images are asked for and {len(labels)} are there; ask for {len(labels)} or fewer.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: list[int] = []
     for position in order:

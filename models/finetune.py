@@ -149,15 +149,14 @@ def fine_tune(
         )
     run_dir = Path(run_dir)
     device = resolve_device(settings.device)
-    n = len(data.train) if settings.n is None else settings.n
-    train = data.train.subset(choose_subset(data.train.labels, n, settings.seed))
-    settings = replace(settings, n=n, epochs=settings.epochs_for(n))
-    decisive = _decisive(source, data, settings)
+    train = data.train.subset(choose_subset(data.train.labels, images_asked(settings, data), settings.seed))
+    settings = _filled(settings, data)
+    decisive = decisive_settings(source, data, settings)
     partial_file = run_dir / PARTIAL_FILE
     if (run_dir / RUN_FILE).exists() and not overwrite:
         return finished_run(run_dir, decisive, data)
-    model = with_new_head(source.model, len(data.class_names), settings.seed, _head(settings)).to(device).eval()
-    parts = split(model, settings.k)
+    model, parts = network_to_train(source.model, len(data.class_names), settings)
+    model.to(device)
     if overwrite:  # only now, when nothing about the settings can be refused any more
         for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
             (run_dir / name).unlink(missing_ok=True)
@@ -174,8 +173,49 @@ def fine_tune(
     return finished_run(run_dir, decisive, data)
 
 
-def _decisive(source: LoadedModel, data: TargetData, settings: FineTuneSettings) -> dict[str, Any]:
-    """All that decides the weights, as plain values; the device and the size of the cache only decide the time."""
+def network_to_train(source: Classifier, num_classes: int, settings: FineTuneSettings) -> tuple[Classifier, Split]:
+    """The network that a fine-tuning begins with: only what it trains asks for gradients.
+
+    Args:
+        source: The source; left as it is.
+        num_classes: Classes of the target.
+        settings: The recipe.
+
+    Returns:
+        A copy with a new head, in evaluation mode on the CPU, and its parts.
+    """
+    model = with_new_head(source, num_classes, settings.seed, _head(settings)).eval()
+    parts = split(model, settings.k)
+    for parameter in parts.frozen.parameters():
+        parameter.requires_grad_(False)
+    if not settings.bn_affine:
+        freeze_affine(parts.features)
+    return model, parts
+
+
+def images_asked(settings: FineTuneSettings, data: TargetData) -> int:
+    """The number of train images, where the settings say all of them too."""
+    return len(data.train) if settings.n is None else settings.n
+
+
+def _filled(settings: FineTuneSettings, data: TargetData) -> FineTuneSettings:
+    """The settings with the numbers of images and epochs in them."""
+    n = images_asked(settings, data)
+    return replace(settings, n=n, epochs=settings.epochs_for(n))
+
+
+def decisive_settings(source: LoadedModel, data: TargetData, settings: FineTuneSettings) -> dict[str, Any]:
+    """All that decides the weights of a run; the device and the size of the cache only decide the time.
+
+    Args:
+        source: The network it begins with.
+        data: The target.
+        settings: The recipe.
+
+    Returns:
+        Plain JSON values, as `decisive` in run.json.
+    """
+    settings = _filled(settings, data)
     recipe = {name: value for name, value in settings.recipe().items() if name not in {"device", "cache_mb"}}
     return recipe | {
         "source": source.name,
@@ -206,10 +246,6 @@ class _Tuning:
         device: torch.device,
         progress: Progress | None,
     ) -> None:
-        for parameter in parts.frozen.parameters():
-            parameter.requires_grad_(False)
-        if not settings.bn_affine:
-            freeze_affine(parts.features)
         self.parts, self.settings = parts, settings
         self.moving = settings.statistics in {"extractor", "all"}
         """Whether the frozen part is no fixed function of the image, because its batch-norm statistics follow the target."""
