@@ -13,7 +13,7 @@ from .. import UsageError
 from .accuracy import accuracies
 from .attack_settings import EVALUATION_IMAGES
 from .checkpoints import LoadedModel, load_model, write_json
-from .data import load_data
+from .data import TargetData, load_data
 from .device import reproducible, resolve_device
 from .errors import CheckpointError
 from .images import ImageSet
@@ -39,15 +39,8 @@ def measure(
 
     Returns:
         Plain JSON values: both rates with their counts, the attack, and the seconds it took.
-
-    Raises:
-        UsageError: More images are asked for than there are.
     """
-    if settings.images is not None and settings.images > len(images) and settings.images != EVALUATION_IMAGES:
-        raise UsageError(
-            f"{settings.images} images are asked for and the test set has {len(images)}; ask for {len(images)} or fewer, "
-            "or none for all of them."
-        )
+    require_images(images, settings)
     device = resolve_device(settings.device)
     started = time.monotonic()
     network = model.model.to(device)
@@ -59,6 +52,23 @@ def measure(
         network.cpu()
     seconds = round(time.monotonic() - started, 3)
     return {**rates, "attack": settings.attack.label, "seconds": seconds, "versions": versions()}
+
+
+def require_images(images: ImageSet, settings: RobustnessSettings) -> None:
+    """Refuse to attack more images than there are.
+
+    Args:
+        images: The test set.
+        settings: The attack, and how many images it is measured on.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if settings.images is not None and settings.images > len(images) and settings.images != EVALUATION_IMAGES:
+        raise UsageError(
+            f"{settings.images} images are asked for and the test set has {len(images)}; ask for {len(images)} or fewer, "
+            "or none for all of them."
+        )
 
 
 def measure_run(
@@ -79,7 +89,7 @@ def measure_run(
         return standing
     run = run if isinstance(run, Run) else load_run(run)
     record = _identity(run.info, settings) | measure(run.model, run.test, settings, progress)
-    write_json(run.path / ROBUSTNESS_FILE, {**_HEAD, "records": [*read_records(run.path), record]})
+    _add(run.path / ROBUSTNESS_FILE, record)
     return record
 
 
@@ -93,9 +103,16 @@ def standing_record(run_dir: str | Path, settings: RobustnessSettings) -> dict[s
     Returns:
         The record; None where there is none yet.
     """
-    wanted = _identity(read_run(run_dir), settings)
-    records = read_records(run_dir)
+    return _standing(Path(run_dir) / ROBUSTNESS_FILE, _identity(read_run(run_dir), settings))
+
+
+def _standing(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    records = _records(path)
     return next((one for one in records if {name: one.get(name) for name in wanted} == wanted), None)
+
+
+def _add(path: Path, record: Mapping[str, Any]) -> None:
+    write_json(path, {**_HEAD, "records": [*_records(path), record]})
 
 
 def read_records(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -106,11 +123,11 @@ def read_records(run_dir: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The records, in the order they were made.
-
-    Raises:
-        CheckpointError: The file is damaged, or of another format.
     """
-    path = Path(run_dir) / ROBUSTNESS_FILE
+    return _records(Path(run_dir) / ROBUSTNESS_FILE)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
@@ -143,16 +160,43 @@ def measure_source(
 
     Returns:
         As `measure_run`; kept nowhere.
+    """
+    model = load_model(source)
+    return measure_network(model, load_data(data, model.spec.input_shape), settings, None, progress)
+
+
+def measure_network(
+    model: LoadedModel,
+    target: TargetData,
+    settings: RobustnessSettings,
+    file: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Accuracies of a network that is no run, on the test set of the data it was trained for.
+
+    Args:
+        model: The network.
+        target: That data set, fitted to its input.
+        settings: The attack, and how many images it is measured on.
+        file: Where they are kept, as of a run in its robustness.json, and not measured again; None: nowhere.
+        progress: Told how far it is.
+
+    Returns:
+        As `measure_run`.
 
     Raises:
         UsageError: The network and the data have different numbers of classes.
     """
-    model = load_model(source)
-    target = load_data(data, model.spec.input_shape)
     if model.spec.num_classes != len(target.class_names):
         raise UsageError(
             f"{model.name} tells {model.spec.num_classes} classes apart and {target.name} has {len(target.class_names)}; "
             "name the data it was trained on."
         )
     info = {"model_sha256": model.sha256, "data": {"fingerprint": target.fingerprint}}
-    return _identity(info, settings) | measure(model, target.test, settings, progress)
+    wanted = _identity(info, settings)
+    if file is not None and (standing := _standing(file, wanted)) is not None:
+        return standing
+    record = wanted | measure(model, target.test, settings, progress)
+    if file is not None:
+        _add(file, record)
+    return record
