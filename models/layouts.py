@@ -21,7 +21,16 @@ from .cifar import CIFAR, WIDE
 from .errors import CheckpointError
 from .heads import HeadSpec
 from .neft import plain_weights
-from .zoo import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, Classifier, ModelSpec, Normalizer, default_input_shape
+from .zoo import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SMALL,
+    Classifier,
+    ModelSpec,
+    Normalizer,
+    default_input_shape,
+)
 
 _WRAPPERS = ("model", "state_dict", "model_weights")
 _COUNTER = "num_batches_tracked"
@@ -116,7 +125,7 @@ def _normaliser(
         return mean, std, "normaliser as given"
     if held is not None:
         return *held, "normaliser from the file"
-    if classes == 1000 and architecture not in ("small_resnet", *WIDE, *CIFAR):
+    if classes == 1000 and architecture not in (*SMALL, *WIDE, *CIFAR):
         return IMAGENET_MEAN, IMAGENET_STD, "no normaliser in the file, ImageNet's is assumed"
     hint = f" (CARTL's for CIFAR-10 and CIFAR-100: {_CARTL_STATISTICS})" if architecture in WIDE else ""
     raise CheckpointError(f"{origin} has no normaliser; give the mean and std it was trained with{hint}.")
@@ -160,7 +169,7 @@ def _strip(
 
 
 def _head(architecture: str) -> str:
-    special = {"small_resnet": "head", "mobilenet_v2": "classifier.1"} | dict.fromkeys(CIFAR, "linear")
+    special = {"mobilenet_v2": "classifier.1"} | dict.fromkeys(SMALL, "head") | dict.fromkeys(CIFAR, "linear")
     return special.get(architecture, "fc")
 
 
@@ -186,9 +195,9 @@ def _head_layers(net: Mapping[str, Tensor], architecture: str) -> tuple[int, Hea
 
 def _channels(net: Mapping[str, Tensor], architecture: str) -> int | None:
     """Channels of the images the network takes; None where the first convolution is not there."""
-    if architecture not in ("small_resnet", *WIDE, *CIFAR):
+    if architecture not in (*SMALL, *WIDE, *CIFAR):
         return 3
-    first = net.get("stem.0.weight" if architecture == "small_resnet" else "conv1.weight")
+    first = net.get("stem.0.weight" if architecture in SMALL else "conv1.weight")
     return first.shape[1] if first is not None and first.ndim == 4 and first.shape[1] else None
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 from upweight import UsageError
 from upweight.models.transfer import block_names, chain, head_name, resolve_parameters, split, with_new_head
-from upweight.models.zoo import ARCHITECTURES, build
+from upweight.models.zoo import ARCHITECTURES, SMALL, build
 
 BLOCKS = {"small_resnet": 9, "resnet18": 8, "resnet50": 16, "wide_resnet50_2": 16, "mobilenet_v2": 17}
 BLOCKS |= {
@@ -16,11 +16,12 @@ BLOCKS |= {
     "cifar_resnet34": 16,
     "cifar_resnet50": 16,
 }
+BLOCKS |= dict.fromkeys(SMALL, 9)
 BLOCKS |= {"wrn_10_1": 3, "wrn_16_1": 6, "wrn_28_4": 12, "wrn_34_10": 15, "wrn_32_10": 15}
 
 
 def network(architecture, device="cpu"):
-    channels = 1 if architecture == "small_resnet" else 3
+    channels = 1 if architecture in SMALL else 3
     with torch.device(device):
         return build(
             architecture,
