@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
 
 from .accuracy import accuracies
 from .attacks import attacked
+from .augment import augment
 from .checkpoints import file_hash, save_model, write_json
 from .data import TargetData, load_data
 from .device import generator, reproducible, resolve_device, seeded
@@ -51,33 +51,6 @@ def pixel_statistics(images: ImageSet, batch_size: int = 1000) -> tuple[tuple[fl
     return tuple(round(float(v), 4) for v in mean), tuple(round(float(v), 4) for v in std)
 
 
-def augment(x: Float[Tensor, "b c h w"], settings: PretrainSettings, draw: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Shift each image by its own whole number of pixels, and mirror half of them, as the settings ask.
-
-    Args:
-        x: Images.
-        settings: How far, and whether to mirror.
-        draw: Decides both; on the CPU.
-
-    Returns:
-        As many images of the same size.
-    """
-    b, _, h, w = x.shape
-    if settings.shift:
-        reach = settings.shift
-        padded = functional.pad(x, (reach, reach, reach, reach))
-        down, right = torch.randint(2 * reach + 1, (2, b, 1), generator=draw).to(x.device)
-        rows = (torch.arange(h, device=x.device) + down)[:, None, :, None]
-        columns = (torch.arange(w, device=x.device) + right)[:, None, None, :]
-        batch = torch.arange(b, device=x.device)[:, None, None, None]
-        channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[batch, channel, rows, columns]
-    if settings.flip:
-        mirror = (torch.rand(b, generator=draw) < 0.5).to(x.device)
-        x = torch.where(mirror[:, None, None, None], x.flip(3), x)
-    return x
-
-
 def learning_rate(settings: PretrainSettings, progress: float) -> float:
     """Linear warm-up, then half a cosine down to zero.
 
@@ -100,7 +73,7 @@ def _batches(
     draw = generator("augmentation", settings.seed, epoch)
     attack_draw = generator("attack", settings.seed, epoch, device=device)
     for rows in batch_order(len(images), settings.batch_size, settings.seed, epoch):
-        x = augment(images.images(rows).to(device), settings, draw)
+        x = augment(images.images(rows).to(device), draw, shift=settings.shift, flip=settings.flip)
         x = x.to(memory_format=torch.channels_last)
         y = images.labels[rows].to(device)
         moved = attacked(model, x, y, settings.attack, attack_draw) if settings.adversarial else x
@@ -142,10 +115,7 @@ def pretrain(
     """
     out = Path(out)
     device = resolve_device(settings.device)
-    data = load_data(
-        DataSettings(data=settings.data, root=settings.root, download=settings.download),
-        default_input_shape(settings.architecture),
-    )
+    data = _data(settings)
     images = data.train if settings.limit is None else data.train.subset(slice(0, settings.limit))
     decisive = _recipe(settings) | {"data_sha256": data.fingerprint}
     partial = out.with_name(f"{out.name}.partial")
@@ -167,6 +137,28 @@ def pretrain(
     write_json(out.with_suffix(".json"), record)
     partial.unlink(missing_ok=True)
     return record
+
+
+def standing_source(settings: PretrainSettings, out: str | Path) -> dict[str, Any] | None:
+    """The record of a source that is there already.
+
+    Args:
+        settings: The recipe asked for.
+        out: Its safetensors file.
+
+    Returns:
+        What its JSON file holds; None where there is no such source yet.
+    """
+    if not Path(out).exists():
+        return None
+    return _finished(Path(out), _recipe(settings) | {"data_sha256": _data(settings).fingerprint})
+
+
+def _data(settings: PretrainSettings) -> TargetData:
+    return load_data(
+        DataSettings(data=settings.data, root=settings.root, download=settings.download),
+        default_input_shape(settings.architecture),
+    )
 
 
 def _recipe(settings: PretrainSettings) -> dict[str, Any]:

@@ -155,19 +155,35 @@ def load_partial(path: Path, module: nn.Module, optimizer: SGD, settings: Mappin
     Returns:
         How far that fit had come.
     """
-    if not path.is_file():
+    found = read_partial(path)
+    if found is None:
         return FitState()
-    try:
-        tensors, header = read_tensors(path)
-        kept = json.loads(header["upweight-partial-fit"])
-    except (CheckpointError, KeyError, ValueError):
-        return FitState()  # nothing is lost but time: the fit is a function of its settings
+    tensors, kept = found
     require_same_settings(path, kept["settings"], settings)
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
     for position, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if (buffer := tensors.get(f"momentum.{position}")) is not None:
             optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
     return FitState(kept["epoch"], kept["history"], kept["seconds"])
+
+
+def read_partial(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What a file that `save_partial` wrote holds.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name; epoch, history, seconds and settings. None where there is no such file, or it is damaged: nothing
+        is lost then but time, as a fit is a function of its settings.
+    """
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = read_tensors(path)
+        return tensors, dict(json.loads(header["upweight-partial-fit"]))
+    except (CheckpointError, KeyError, ValueError):
+        return None
 
 
 def require_same_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
