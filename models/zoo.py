@@ -92,10 +92,10 @@ class Normalizer(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Nine residual blocks in three stages for small images; 186 thousand parameters with ten classes, 47 thousand at half its width and
-    740 thousand at twice.
+    """Nine residual blocks in three stages for small images; 186 thousand parameters with ten classes.
 
-    The stem halves the image once, so that 28x28 is worked on at 14x14, 7x7 and 4x4.
+    At half this width there are 47 thousand, at twice 740 thousand. The stem halves the image once, so that
+    28x28 is worked on at 14x14, 7x7 and 4x4.
     """
 
     BLOCKS = 3
