@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions
+from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions, sweep, sweep_plan
 from .cache.errors import StoreError
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
@@ -308,6 +308,17 @@ def _convert(asked: Asked) -> Answer:
     return Answer(data=held, text=questions.outline(held))
 
 
+def _sweep(asked: Asked) -> Answer:
+    if asked["workers"] < 1:
+        raise UsageError(f"workers is {asked['workers']}; give a whole number of at least 1.")
+    plan = sweep_plan.read_sweep(asked.path("file"), asked["out"])
+    if asked["dry_run"]:
+        jobs = sweep.outlook(plan)
+        return Answer(data=_plain(jobs), text=jobs.to_text())
+    report = sweep.run_sweep(plan, workers=asked["workers"], overwrite=asked["overwrite"], progress=True)
+    return Answer(data=report.to_dict(), text=report.to_text())
+
+
 def _info(asked: Asked) -> Answer:
     held = questions.info(asked.path("path"))
     return Answer(data=held, text=questions.outline(held))
@@ -486,6 +497,30 @@ COMMANDS: dict[str, Command] = {
             OVERWRITE,
         ),
         replay=lambda asked: asked.path("out") / "report.toml",
+    ),
+    "sweep": Command(
+        help="fine-tune every combination of sources, data, recipes, sizes and blocks that a file lists, and report on them",
+        run=_sweep,
+        options=(
+            Option(
+                name="file",
+                positional=True,
+                required=True,
+                metavar="FILE.toml",
+                help="what to go through; relative paths in it start at the current folder",
+            ),
+            Option(
+                name="out", metavar="DIR", help="folder to make, or to go on with, instead of the one the file names"
+            ),
+            Option(name="workers", kind=int, default=1, metavar="N", help="runs at once, each in a process of its own"),
+            Option(
+                name="dry_run",
+                kind=bool,
+                default=False,
+                help="list every source and run, and how far it is; make nothing",
+            ),
+            OVERWRITE,
+        ),
     ),
     "info": Command(
         help="print what a run folder, a report, a store or a checkpoint holds",

@@ -6,7 +6,10 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("influence", "models", "cache", "reports")
-ROOT_MODULES = {"__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring"}
+ROOT_MODULES = {
+    "__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring",
+    "sweep", "sweep_plan", "sweep_tables", "sweep_work",
+}  # fmt: skip
 
 
 class BuildPackage(build_py):

@@ -192,11 +192,31 @@ def measure_network(
             f"{model.name} tells {model.spec.num_classes} classes apart and {target.name} has {len(target.class_names)}; "
             "name the data it was trained on."
         )
-    info = {"model_sha256": model.sha256, "data": {"fingerprint": target.fingerprint}}
-    wanted = _identity(info, settings)
-    if file is not None and (standing := _standing(file, wanted)) is not None:
+    standing = None if file is None else standing_network(model, target, settings, file)
+    if standing is not None:
         return standing
-    record = wanted | measure(model, target.test, settings, progress)
+    record = _network_identity(model, target, settings) | measure(model, target.test, settings, progress)
     if file is not None:
         _add(file, record)
     return record
+
+
+def standing_network(
+    model: LoadedModel, target: TargetData, settings: RobustnessSettings, file: Path
+) -> dict[str, Any] | None:
+    """What `measure_network` has kept.
+
+    Args:
+        model: The network.
+        target: A data set.
+        settings: The attack, and how many images.
+        file: Where to look.
+
+    Returns:
+        The record; None where there is none yet.
+    """
+    return _standing(file, _network_identity(model, target, settings))
+
+
+def _network_identity(model: LoadedModel, target: TargetData, settings: RobustnessSettings) -> dict[str, Any]:
+    return _identity({"model_sha256": model.sha256, "data": {"fingerprint": target.fingerprint}}, settings)

@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("influence", "models", "cache", "reports")
-MODULES = ("__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring")
-ROOT_MODULES = ("__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring")
+MODULES = (
+    "__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring",
+    "sweep", "sweep_plan", "sweep_tables", "sweep_work",
+)  # fmt: skip
 BUILD_INPUTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "py.typed")
 
 
