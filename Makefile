@@ -1,5 +1,6 @@
 # make report   the main job on the embedded default: two sources, twelve runs, one page
 # make test     the tests                make lint     ruff and mypy
+# make shapes   the tests of influence/ once more, with the shapes in its annotations enforced
 # make bench    times and errors beside captum, pyDVL, dattri, kronfluence and TRAK; SIZES=full: an hour or two, 16 GiB;
 #               ARGS="--missing --threads 1": go on where it stopped, on a busy machine
 # Each makes .venv first when it is not there, with the tested versions of constraints.txt.
@@ -10,13 +11,17 @@ INPUTS := pyproject.toml setup.py constraints.txt
 JOBS ?= 2
 SIZES ?= quick
 
-.PHONY: report test lint bench clean
+.PHONY: report test shapes lint bench clean
 
 report: .venv/installed
 	$(BIN)/upweight compare --out upweight-out
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+shapes: .venv/installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/influence \
+		--jaxtyping-packages=upweight.influence,shapes.enforced
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ def cross_gram(
     return M
 
 
-def pulled_back(rows: RowSet, X: Float[Tensor, "N b"]) -> list[Float[Tensor, "q b"]]:
+def pulled_back(rows: RowSet, X: Float[Tensor, "N b"]) -> list[Float[Tensor, "_ b"]]:
     """A^T X, layer by layer: with `pushed` the Gram matrix applied without being formed.
 
     Args:
@@ -109,7 +109,7 @@ def pulled_back(rows: RowSet, X: Float[Tensor, "N b"]) -> list[Float[Tensor, "q 
     return total
 
 
-def pushed(rows: RowSet, V: Sequence[Float[Tensor, "q b"]]) -> Float[Tensor, "N b"]:
+def pushed(rows: RowSet, V: Sequence[Float[Tensor, "_ b"]]) -> Float[Tensor, "N b"]:
     """A V for vectors in parameter space.
 
     Args:

@@ -299,12 +299,12 @@ def score_head(state: HeadState, solved: Float[Tensor, "b D"], columns: slice) -
     return hessian.scores(X, r, columns) * size[:, None]
 
 
-def moved_head(state: HeadState, queries: Float[Tensor, "b k+C+1"], columns: slice) -> Float[Tensor, "b n"]:
+def moved_head(state: HeadState, queries: Float[Tensor, "b w"], columns: slice) -> Float[Tensor, "b n"]:
     """N times the change of each query's loss at the logits that it has without a train example.
 
     Args:
         state: What `fit_head` gave, with the moves of the weights.
-        queries: Features on their row space, logits and label.
+        queries: Features on their row space [b, k], logits [b, C] and label, side by side.
         columns: Which train examples.
 
     Returns:
