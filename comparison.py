@@ -118,7 +118,7 @@ def compare(
                 targets[shape] = load_data(data, shape)
             with few_threads(network):
                 run = fine_tune_network(network, targets[shape], one, folder, said, overwrite=overwrite)
-            damped, block = ("damped",) * bool(one.weight_decay), ("block",) * bool(one.k)
+            damped, block = ("damped",) * bool(one.weight_decay), ("block",) * bool(run.info["k"])
             how = AttributeSettings(train_scores=True, also=(*damped, "predicted", *block), device=one.device)
             attribute_run(run, how, overwrite=overwrite, progress=said)
         return make_report(folders, out / "report", page, overwrite=overwrite, progress=report)
@@ -129,14 +129,16 @@ def _plan(
 ) -> list[tuple[LoadedModel, FineTuneSettings]]:
     """Every run of a comparison; whatever its words get wrong is found here, before the first of them starts."""
     from .models.data import paper_seed
-    from .models.transfer import split
+    from .models.finetune import cut
 
     names = [network.name for network in networks]
     if len(set(names)) < len(names):
         raise UsageError(f"Two sources are called {max(names, key=names.count)}; rename one of the files.")
     for network in networks:
         for k in settings.k:
-            split(network.model, k)  # refuses a k beyond the blocks
+            one = replace(recipe, k=k)
+            one.check_blocks()
+            cut(network.model, one)  # refuses a k beyond the blocks
     return [
         (network, replace(recipe, k=k, seed=paper_seed(i)))
         for network in networks

@@ -341,7 +341,7 @@ def attribute_run(
         Scores by variant; the main one is named "".
     """
     from .influence.problem import evaluating
-    from .models.runs import Run, load_run
+    from .models.runs import Run, disturbances, load_run
     from .reports.progress import reporting
 
     run = run if isinstance(run, Run) else load_run(run)
@@ -351,7 +351,8 @@ def attribute_run(
     if finished is not None:
         return finished
     decay = float(run.info["weight_decay"])
-    sides = Sides(run.train, run.test, run.train.index.tolist(), run.test.index.tolist())
+    index = run.train.index.tolist(), run.test.index.tolist()
+    sides = Sides(run.train, run.test, *index, warnings=disturbances(run.info))
     with few_threads(run.model), evaluating(run.model.model), reporting(progress) as report:
         network = run.model.model
         plan = make_plan(

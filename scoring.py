@@ -90,6 +90,8 @@ class Sides(NamedTuple):
     queries: Source | None
     train_index: list[int] | None = None
     query_index: list[int] | None = None
+    warnings: Sequence[str] = ()
+    """What to state beside the scores."""
 
 
 def prepared_sides(
@@ -100,7 +102,7 @@ def prepared_sides(
     from .models.device import resolve_device
 
     names, head = resolve(network, _words(settings.parameters))
-    return prepare(
+    prepared = prepare(
         network,
         sides.train,
         sides.queries,
@@ -115,6 +117,8 @@ def prepared_sides(
         query_index=sides.query_index,
         progress=report,
     )
+    warnings = [*sides.warnings, *prepared.facts["warnings"]]
+    return replace(prepared, facts={**prepared.facts, "warnings": warnings})
 
 
 def score(

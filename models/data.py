@@ -30,7 +30,7 @@ class TargetData:
     class_names: tuple[str, ...]
     name: str
     fingerprint: str
-    """sha256 over the pixels (file names and sizes for image folders) and labels of both parts."""
+    """sha256 over the pixels (file names and sizes for image folders) and labels of both parts, and a resolution asked for."""
 
 
 def load_data(settings: DataSettings, input_shape: tuple[int, int, int]) -> TargetData:
@@ -66,7 +66,7 @@ def load_data(settings: DataSettings, input_shape: tuple[int, int, int]) -> Targ
             f"There is no data set {settings.data!r}; choose {', '.join(READERS)}, a folder or an .npz file."
         )
     _check(settings.data, parts)
-    sets = [_image_set(part, input_shape) for part in (parts.train, parts.test)]
+    sets = [_image_set(part, input_shape, settings.resolution) for part in (parts.train, parts.test)]
     name = settings.data if settings.data in READERS else path.name
     return TargetData(
         settings=settings,
@@ -74,12 +74,14 @@ def load_data(settings: DataSettings, input_shape: tuple[int, int, int]) -> Targ
         test=sets[1],
         class_names=parts.class_names,
         name=name,
-        fingerprint=_fingerprint(parts),
+        fingerprint=_fingerprint(parts, settings.resolution),
     )
 
 
-def _image_set(part: Part, input_shape: tuple[int, int, int]) -> ImageSet:
-    return ImageSet(pixels=part.pixels, labels=part.labels, index=part.positions, input_shape=input_shape)
+def _image_set(part: Part, input_shape: tuple[int, int, int], resolution: int | None) -> ImageSet:
+    return ImageSet(
+        pixels=part.pixels, labels=part.labels, index=part.positions, input_shape=input_shape, resolution=resolution
+    )
 
 
 def _check(name: str, parts: Parts) -> None:
@@ -97,12 +99,14 @@ def _check(name: str, parts: Parts) -> None:
         raise DataError(f"{name} has a single class; a classifier needs at least two.")
 
 
-def _fingerprint(parts: Parts) -> str:
+def _fingerprint(parts: Parts, resolution: int | None) -> str:
     digest = hashlib.sha256()
     for part in (parts.train, parts.test):
         digest.update(part.pixels.fingerprint().encode())
         digest.update(part.labels.numpy().tobytes())
         digest.update(part.positions.numpy().tobytes())
+    if resolution is not None:
+        digest.update(f"resolution {resolution}".encode())
     return digest.hexdigest()
 
 

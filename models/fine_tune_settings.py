@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from .attack_settings import PGDSettings
 from .checks import number, positive_int, require
 
 LWF_DISTANCES = ("mean_abs", "l2")
 BN_STATISTICS = ("trained", "extractor", "all", "none")
+COUNTINGS = ("residual", "cartl")
+_ATTACK = ("norm", "eps", "steps", "step_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,38 @@ class FineTuneSettings:
     """Batch-norm statistics that follow the target: trained (those of the trained blocks), extractor (those of the frozen
     part), all, or none, which keeps the source's; not given: trained, and none with lwf."""
 
+    fresh: bool = False
+    """Begin the trained blocks with weights as they are born, not with those of the source, which is left in the frozen part."""
+
+    adversarial: bool = False
+    """Train on images moved by PGD through the whole network instead of on the images themselves."""
+
+    norm: str = "l2"
+    """Ball of that attack: l2 or linf."""
+
+    eps: float = 1.0
+    """Radius of that ball, in units of pixels that run from 0 to 1."""
+
+    steps: int = 3
+    """Steps of that attack."""
+
+    step_size: float | None = None
+    """Length of one of these steps; not given: 2.5 eps / steps."""
+
+    shift: int = 0
+    """Largest random shift of a training image in each direction, in pixels of the network's input, filled with zeros (a
+    random crop of the padded image); 0: none."""
+
+    flip: bool = False
+    """Mirror a training image left to right half of the time."""
+
+    rotate: float = 0.0
+    """Largest random rotation of a training image to either side, in degrees, filled with zeros; 0: none."""
+
+    counting: str = "residual"
+    """What k counts: residual, the residual blocks; cartl, as CARTL does, the head as 1 and the batch-norm after the last block
+    of a wide residual network as 2."""
+
     cache_mb: int = 1024
     """Most memory, in MiB, for the frozen part's activations; a larger set is recomputed batch by batch."""
 
@@ -99,6 +134,7 @@ class FineTuneSettings:
             number("neft", self.neft, zero=False)
         self._check_head()
         self._check_recipe()
+        self._check_images()
 
     def _check_head(self) -> None:
         for name in ("head_dropout", "head_first"):
@@ -112,16 +148,71 @@ class FineTuneSettings:
         )
 
     def _check_recipe(self) -> None:
-        known = (("lwf_distance", LWF_DISTANCES), ("bn_statistics", (None, *BN_STATISTICS)))
+        known = (
+            ("lwf_distance", LWF_DISTANCES),
+            ("bn_statistics", (None, *BN_STATISTICS)),
+            ("counting", COUNTINGS),
+        )
         for name, words in known:
             value = getattr(self, name)
             choices = ", ".join(word for word in words if word)
             require(value in words, f"{name} is {value!r}", f"choose one of {choices}")
         require(
-            self.lwf == 0 or self.k != 0,
-            f"lwf is {self.lwf} with k = 0, where the features stay those of the source and have nothing to forget",
-            "give k of at least 1, or all",
+            not (self.fresh and self.lwf),
+            f"lwf is {self.lwf} with fresh blocks, which know nothing to forget",
+            "leave one of them out",
         )
+
+    def _check_images(self) -> None:
+        positive_int("shift", self.shift, least=0)
+        number("rotate", self.rotate)
+        require(self.rotate <= 180, f"rotate is {self.rotate!r}", "give degrees from 0 to 180")
+        _ = self.attack  # its own checks
+        plain = {field.name: field.default for field in fields(self)}
+        idle = [name for name in _ATTACK if getattr(self, name) != plain[name]]
+        require(
+            self.adversarial or not idle,
+            f"{', '.join(idle)} would act on the attack of the training, and there is none",
+            "give adversarial as well, or leave the rest out",
+        )
+        require(
+            not (self.lwf and (self.adversarial or self.augmented)),
+            f"lwf is {self.lwf} with training images that are moved, and the source's features are those of the images as "
+            "they are",
+            "leave lwf out, or the attack and the augmentation",
+        )
+
+    def check_blocks(self) -> None:
+        """Refuse a recipe that asks something of trained blocks where there are none; k may be set run by run until then."""
+        require(
+            self.k != 0 or self.counting == "residual", "k is 0, and CARTL counts the head as 1", "give k of at least 1"
+        )
+        least = f"give k of at least {1 if self.counting == 'residual' else 2}, or all"
+        require(
+            self.lwf == 0 or not self.head_alone,
+            f"lwf is {self.lwf} with k = {self.k}, where the features stay those of the source and have nothing to forget",
+            least,
+        )
+        require(
+            not self.fresh or not self.head_alone,
+            f"fresh is given with k = {self.k}, where the head alone is trained, which is always a fresh one",
+            least,
+        )
+
+    @property
+    def head_alone(self) -> bool:
+        """Whether nothing but the head is trained."""
+        return self.k == (0 if self.counting == "residual" else 1)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are shifted, mirrored or rotated at random."""
+        return bool(self.shift or self.flip or self.rotate)
+
+    @property
+    def attack(self) -> PGDSettings:
+        """The attack of the training steps, where there is one."""
+        return PGDSettings(norm=self.norm, eps=self.eps, steps=self.steps, step_size=self.step_size)
 
     @property
     def warm_up(self) -> float:
@@ -149,10 +240,13 @@ class FineTuneSettings:
         plain = {field.name: field.default for field in fields(self)} | {"head_first": 0.0, "bn_statistics": "trained"}
         if not self.lwf:
             plain["lwf_distance"] = self.lwf_distance
+        if self.adversarial:  # an attack that is made is told in full
+            plain |= dict.fromkeys(_ATTACK)
         return {name: v for name, v in values.items() if name not in _LATER or v != plain[name]}
 
 
 _LATER = frozenset({
     *("hidden", "hidden_width", "head_batch_norm", "head_dropout", "head_first"),
     *("lwf", "lwf_distance", "neft", "bn_affine", "bn_statistics"),
+    *("fresh", "adversarial", *_ATTACK, "shift", "flip", "rotate", "counting"),
 })

@@ -132,6 +132,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """Position of each image in the data set it was read from, int64."""
     input_shape: tuple[int, int, int]
     """Channels, height and width that `images` gives."""
+    resolution: int | None = None
+    """Pixels a side that larger images are reduced to, before they are fitted to the network; None: as they are."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -162,9 +164,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             rows: Rows of this set, in the order wanted.
 
         Returns:
-            float32 at the data set's own size; image files come at the network's.
+            float32 at the data set's own size, or reduced to `resolution`; image files come at the network's.
         """
-        return self.pixels.read(self.index[_positions(rows)], self.input_shape)
+        x = self.pixels.read(self.index[_positions(rows)], self.input_shape)
+        if self.resolution is None:
+            return x
+        return _resize(x, (min(self.resolution, x.shape[2]), min(self.resolution, x.shape[3])))
 
     def subset(self, rows: Rows) -> ImageSet:
         """Some rows of this set, as a set of their own with the same numbering in `index`."""

@@ -28,6 +28,10 @@ def recipe_label(settings: FineTuneSettings) -> str:
         words.append("affine frozen")
     if settings.statistics != usual.statistics:
         words.append(f"statistics {settings.statistics}")
+    words += ["fresh blocks"] * settings.fresh + [_attack(settings)]
+    words += [f"shift {settings.shift}"] * bool(settings.shift) + ["flip"] * settings.flip
+    words += [f"rotate {settings.rotate:g}"] * bool(settings.rotate)
+    words += ["k as CARTL counts"] * (settings.counting == "cartl")
     return ", ".join(word for word in words if word)
 
 
@@ -45,3 +49,10 @@ def _lwf(settings: FineTuneSettings) -> str:
     if not settings.lwf:
         return ""
     return f"LwF {settings.lwf:g}{' L2' if settings.lwf_distance == 'l2' else ''}"
+
+
+def _attack(settings: FineTuneSettings) -> str:
+    if not settings.adversarial:
+        return ""
+    step = "" if settings.step_size is None else f" step {settings.step_size:g}"
+    return f"adversarial {settings.norm.capitalize()} {settings.eps:g} PGD-{settings.steps}{step}"

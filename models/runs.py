@@ -16,7 +16,7 @@ from .checkpoints import LoadedModel, load_model
 from .data import TargetData, load_data
 from .errors import CheckpointError, DataError, RunMismatch
 from .images import ImageSet
-from .settings import DataSettings
+from .settings import DataSettings, FineTuneSettings
 from .training import require_same_settings
 
 MODEL_FILE = "model.safetensors"
@@ -114,6 +114,27 @@ def load_run(run_dir: str | Path, data: TargetData | None = None) -> Run:
     index = torch.tensor(info["data"]["train_index"])
     train = data.train.subset(torch.searchsorted(data.train.index, index))
     return Run(path=run_dir, info=info, model=model, train=train, test=data.test, class_names=data.class_names)
+
+
+def disturbances(info: Mapping[str, Any]) -> list[str]:
+    """What to know of scores whose gradients are taken at images that the run was not trained on.
+
+    Args:
+        info: What run.json holds.
+
+    Returns:
+        One sentence where the training images were disturbed, otherwise none.
+    """
+    settings = FineTuneSettings(**info["settings"])
+    words = ["attacked"] * settings.adversarial + ["shifted"] * bool(settings.shift) + ["mirrored"] * settings.flip
+    words += ["turned"] * bool(settings.rotate)
+    if not words:
+        return []
+    said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return [
+        f"The training images were {said}, and the gradients are taken at the images as they are: the scores "
+        "belong to a loss that the training did not minimise."
+    ]
 
 
 def finished_run(run_dir: Path, decisive: Mapping[str, Any], data: TargetData) -> Run:

@@ -5,7 +5,8 @@ The line under each field is its help text on the command line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from .attack_settings import PGDSettings, RobustnessSettings
 from .checks import number, positive_int, require
@@ -36,8 +37,18 @@ class DataSettings:
     download: bool = False
     """Fetch a named data set into the root folder when it is not there; nothing is fetched otherwise."""
 
+    resolution: int | None = None
+    """Pixels a side that the images, train and test, are reduced to and then enlarged again to what the network takes; smaller
+    images stay as they are. Not given: no image is reduced."""
+
     def __post_init__(self) -> None:
         require(bool(self.data), "data is empty", "name a data set or give a path")
+        if self.resolution is not None:
+            positive_int("resolution", self.resolution)
+
+    def record(self) -> dict[str, Any]:
+        """All of them by name, as plain JSON values; a resolution not asked for is left out, as in runs made before."""
+        return {name: value for name, value in asdict(self).items() if name != "resolution" or value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,11 @@ class Split(NamedTuple):
         """The rest of the trained part."""
         return self.trained[self.body :]
 
+    @property
+    def blocks(self) -> int:
+        """Residual blocks in the trained part, however they were counted when it was asked for."""
+        return sum(_is_block("", module) for module in self.trained)
+
 
 def chain(model: nn.Module) -> Chain:
     """The modules of a network in order; composed, they are its forward pass.

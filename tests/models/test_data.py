@@ -1,10 +1,13 @@
 """The subset rule, the digits' fixed parts, and what a data set is refused for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from upweight import UsageError
 from upweight.models.data import choose_subset, load_data, paper_seed
 from upweight.models.errors import DataError
@@ -84,6 +87,47 @@ def test_npz_in_every_arrangement(tmp_path):
     colour_first = load_data(npz(tmp_path, x=np.stack([x] * 3, 1)), (3, 8, 8))
     colour_last = load_data(npz(tmp_path, x=np.stack([x] * 3, 3)), (3, 8, 8))
     assert torch.equal(colour_first.train.images(slice(0, 6)), colour_last.train.images(slice(0, 6)))
+
+
+def spectrum(x):
+    """Power beyond half of the highest frequency that the images can hold, and in all but their mean."""
+    power = np.abs(np.fft.fft2(x.numpy())) ** 2
+    far = np.maximum(*np.meshgrid(*[np.abs(np.fft.fftfreq(n)) for n in x.shape[2:]], indexing="ij"))
+    return power[..., far > 0.25].sum(), power[..., far > 0].sum()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 16)])
+def test_resolution_takes_high_frequencies_away_and_keeps_the_size(tmp_path, shape):
+    x = np.random.default_rng(0).integers(0, 256, (6, 16, 16), np.uint8)
+    how = npz(tmp_path, x=x, x_test=x[:2])
+    plain = load_data(how, shape)
+    low = load_data(replace(how, resolution=4), shape)
+    for part, other in ((low.train, plain.train), (low.test, plain.test)):
+        found, before = (one.images(slice(0, len(one))) for one in (part, other))
+        assert found.shape == before.shape and found.dtype == torch.float32
+        high, everything = spectrum(found)
+        # bilinear enlargement leaves a little; of the noise itself three quarters are so high
+        assert high < 0.1 * everything
+        assert high < 0.02 * spectrum(before)[0] and spectrum(before)[0] > 0.6 * spectrum(before)[1]
+        torch.testing.assert_close(found.mean((1, 2, 3)), before.mean((1, 2, 3)), rtol=0, atol=0.03)
+        assert part.raw_images([0]).shape == (1, 1, 4, 4)
+        picture = Image.fromarray(x[0]).convert("F").resize((4, 4), Image.Resampling.BILINEAR)  # filtered as it shrinks
+        torch.testing.assert_close(part.raw_images([0])[0, 0], torch.tensor(np.array(picture)) / 255, rtol=0, atol=1e-5)
+    subset = low.train.subset([3, 1])
+    assert torch.equal(subset.images([0]), low.train.images([3]))
+    assert len({one.fingerprint for one in (plain, low, load_data(replace(how, resolution=5), shape))}) == 3
+    assert (low.name, low.settings.resolution) == (plain.name, 4)
+    larger = load_data(replace(how, resolution=20), shape)
+    assert torch.equal(
+        larger.train.images([0, 5]), plain.train.images([0, 5])
+    )  # nothing is enlarged that was not reduced
+
+
+def test_resolution_is_written_down_only_where_it_is_asked_for():
+    assert DataSettings().record() == {"data": "digits", "root": None, "download": False}
+    assert DataSettings(resolution=4).record()["resolution"] == 4
+    with pytest.raises(UsageError, match="resolution is 0"):
+        DataSettings(resolution=0)
 
 
 def test_npz_without_a_test_part_tests_on_its_train_images(tmp_path):

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 from upweight import UsageError
+from upweight.models.activations import Activations
 from upweight.models.checkpoints import load_model, save_model
 from upweight.models.data import choose_subset, load_data
 from upweight.models.errors import CheckpointError, DataError, RunMismatch, TrainingError
-from upweight.models.finetune import Activations, fine_tune, step_rate
+from upweight.models.finetune import fine_tune
 from upweight.models.runs import load_run, read_run
 from upweight.models.settings import DataSettings, FineTuneSettings
 from upweight.models.training import batch_order
 from upweight.models.transfer import resolve_parameters, split, with_new_head
+from upweight.models.tuning import step_rate
 from upweight.models.zoo import build
 
 CPU = torch.device("cpu")
@@ -298,6 +300,20 @@ def test_run_is_read_back_with_its_images(tmp_path, source, digits):
     assert torch.equal(back.train.images([0, 39]), run.train.images([0, 39]))
     assert len(back.test) == 797
     assert not any(isinstance(m, nn.Module) and m.training for m in back.model.model.modules())
+
+
+def test_run_on_reduced_images_is_told_from_the_plain_one_and_read_back(tmp_path, source):
+    data = load_data(DataSettings(resolution=3), (1, 28, 28))
+    run = fine_tune(source, data, quick(epochs=1), tmp_path)
+    assert run.info["data"]["settings"] == {"data": "digits", "root": None, "download": False, "resolution": 3}
+    back = load_run(tmp_path)
+    assert back.train.resolution == back.test.resolution == 3
+    assert torch.equal(back.train.images([0, 39]), run.train.images([0, 39]))
+    plain = load_data(DataSettings(), (1, 28, 28))
+    with pytest.raises(RunMismatch, match="data_sha256"):
+        fine_tune(source, plain, quick(epochs=1), tmp_path)
+    with pytest.raises(DataError, match="is not the data set"):
+        load_run(tmp_path, plain)
 
 
 def test_run_with_exchanged_weights_or_data_is_refused(tmp_path, source, digits):

@@ -11,7 +11,7 @@ from upweight.models.accuracy import natural_accuracy, robust_accuracy
 from upweight.models.checkpoints import load_model
 from upweight.models.data import load_data
 from upweight.models.errors import RunMismatch
-from upweight.models.pretrain import augment, learning_rate, pixel_statistics, pretrain
+from upweight.models.pretrain import learning_rate, pixel_statistics, pretrain
 from upweight.models.settings import DataSettings, PGDSettings, PretrainSettings
 
 CPU = torch.device("cpu")
@@ -144,28 +144,6 @@ def test_limit_takes_the_first_images(tmp_path, shapes):
     record = pretrain(quick(shapes, limit=30, epochs=1, eval_images=None), tmp_path / "s.safetensors")
     assert record["data"]["train_images"] == 30
     assert record["accuracy"]["pgd_images"] == 40
-
-
-def test_shift_moves_whole_pixels_and_fills_with_zeros():
-    x = torch.zeros(200, 1, 5, 5)
-    x[:, :, 2, 2] = 1
-    moved = augment(x, PretrainSettings(shift=2), torch.Generator().manual_seed(0))
-    assert moved.shape == x.shape
-    assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
-    places = moved.flatten(1).argmax(1)
-    assert set(places.tolist()) == set(range(25))
-    assert torch.equal(augment(x, PretrainSettings(shift=0), torch.Generator()), x)
-    far = augment(torch.ones(50, 2, 4, 4), PretrainSettings(shift=1), torch.Generator().manual_seed(1))
-    assert set(far.sum((1, 2, 3)).tolist()) == {2.0 * 16, 2.0 * 12, 2.0 * 9}
-    assert torch.equal(far[:, 0], far[:, 1])
-
-
-def test_flip_mirrors_half_of_the_images():
-    x = torch.arange(4.0).view(1, 1, 1, 4).expand(400, 1, 2, 4)
-    flipped = augment(x, PretrainSettings(shift=0, flip=True), torch.Generator().manual_seed(0))
-    mirrored = (flipped == x.flip(3)).flatten(1).all(1)
-    assert 150 < int(mirrored.sum()) < 250
-    assert torch.equal(flipped[~mirrored], x[~mirrored])
 
 
 def test_rate_warms_up_to_its_peak_and_falls_to_nothing():

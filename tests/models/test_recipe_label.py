@@ -20,6 +20,16 @@ CASES = {
     "neft": ({"neft": 0.4}, "NEFT 0.4"),
     "bn_affine": ({"bn_affine": False}, "affine frozen"),
     "bn_statistics": ({"bn_statistics": "none"}, "statistics none"),
+    "fresh": ({"fresh": True, "k": 1}, "fresh blocks"),
+    "adversarial": ({"adversarial": True}, "adversarial L2 1 PGD-3"),
+    "norm": ({"adversarial": True, "norm": "linf"}, "adversarial Linf 1 PGD-3"),
+    "eps": ({"adversarial": True, "eps": 0.25}, "adversarial L2 0.25 PGD-3"),
+    "steps": ({"adversarial": True, "steps": 7}, "adversarial L2 1 PGD-7"),
+    "step_size": ({"adversarial": True, "step_size": 0.5}, "adversarial L2 1 PGD-3 step 0.5"),
+    "shift": ({"shift": 2}, "shift 2"),
+    "flip": ({"flip": True}, "flip"),
+    "rotate": ({"rotate": 7.5}, "rotate 7.5"),
+    "counting": ({"counting": "cartl", "k": 1}, "k as CARTL counts"),
 }
 
 

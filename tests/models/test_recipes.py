@@ -28,6 +28,10 @@ RECIPES = {
     "none": {"k": 2, "bn_statistics": "none"},
     "extractor": {"k": 2, "bn_statistics": "extractor"},
     "everywhere": {"k": 2, "bn_statistics": "all"},
+    "attacked": {"k": 1, "adversarial": True, "norm": "linf", "eps": 0.1, "steps": 2},
+    "changed": {"k": 1, "shift": 2, "flip": True, "rotate": 10.0, "bn_statistics": "all"},
+    "fresh": {"k": 1, "fresh": True, "neft": 0.8},
+    "cartl": {"k": 2, "counting": "cartl"},
     "together": {"k": 1, "hidden": 1, "lwf": 0.2, "neft": 0.8, "bn_affine": False, "bn_statistics": "all"},
 }
 
@@ -287,7 +291,8 @@ def test_wide_networks_take_the_recipes_too(tmp_path, k):
 def test_settings_of_recipes_that_are_not_used_leave_no_trace(tmp_path, source, digits):
     plain = fine_tune(source, digits, quick(epochs=1), tmp_path)
     names = {"hidden", "hidden_width", "head_batch_norm", "head_dropout", "head_first"}
-    names |= {"lwf", "lwf_distance", "neft", "bn_affine", "bn_statistics"}
+    names |= {"lwf", "lwf_distance", "neft", "bn_affine", "bn_statistics", "fresh", "counting"}
+    names |= {"adversarial", "norm", "eps", "steps", "step_size", "shift", "flip", "rotate"}
     assert not names & (plain.info["decisive"].keys() | plain.info["settings"].keys())
     said = quick(epochs=1, bn_statistics="trained", head_first=0.0, lwf_distance="l2")  # the same in words
     assert fine_tune(source, digits, said, tmp_path).info == plain.info
@@ -308,11 +313,25 @@ def test_settings_of_recipes_that_are_not_used_leave_no_trace(tmp_path, source, 
         ({"neft": 0.0}, "neft is 0.0; give a finite number > 0"),
         ({"neft": float("inf")}, "neft is inf"),
         ({"bn_statistics": "some"}, "bn_statistics is 'some'; choose one of trained, extractor, all, none"),
+        ({"fresh": True, "k": 0}, "fresh is given with k = 0, where the head alone is trained"),
+        ({"fresh": True, "k": 1, "counting": "cartl"}, "fresh is given with k = 1.*give k of at least 2"),
+        ({"fresh": True, "lwf": 0.1}, "lwf is 0.1 with fresh blocks, which know nothing to forget"),
+        ({"k": 0, "counting": "cartl"}, "k is 0, and CARTL counts the head as 1"),
+        ({"lwf": 0.1, "k": 1, "counting": "cartl"}, "lwf is 0.1 with k = 1"),
+        ({"counting": "ours"}, "counting is 'ours'; choose one of residual, cartl"),
+        ({"adversarial": True, "norm": "l1"}, "norm is 'l1'; choose one of l2, linf"),
+        ({"adversarial": True, "steps": -1}, "steps is -1"),
+        ({"eps": 0.5, "step_size": 0.1}, "eps, step_size would act on the attack of the training, and there is none"),
+        ({"shift": -1}, "shift is -1; give a whole number of at least 0"),
+        ({"rotate": float("nan")}, "rotate is nan"),
+        ({"rotate": 200}, "rotate is 200; give degrees from 0 to 180"),
+        ({"lwf": 0.1, "flip": True}, "lwf is 0.1 with training images that are moved.*leave lwf out"),
+        ({"lwf": 0.1, "adversarial": True}, "lwf is 0.1 with training images that are moved"),
     ],
 )
 def test_impossible_recipes_are_refused_in_one_sentence(changes, words):
     with pytest.raises(UsageError, match=words) as caught:
-        quick(**changes)
+        quick(**changes).check_blocks()
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
