@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6b6b6b")
 PALETTE_ERROR = 12
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 INK = "#1c2026"
 FAINT = "#68707a"
 HELPFUL = "#2166ac"
@@ -102,6 +103,20 @@ def source_markers(sources: Sequence[str]) -> dict[str, str]:
     return {source: MARKERS[i % len(MARKERS)] for i, source in enumerate(sources)}
 
 
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many columns a legend above a figure has room for.
+
+    Args:
+        names: Its entries.
+        width: Inches.
+
+    Returns:
+        A number of columns, at least 1, whose entries fit side by side.
+    """
+    entry = 0.55 + 0.075 * max((len(name) for name in names), default=1)  # handle and gap, and a letter of 8.5 points
+    return min(max(1, len(names)), max(1, int(width / entry)))
+
+
 def to_png(drawn: Figure, dpi: int) -> bytes:
     """A figure as PNG.
 
@@ -136,3 +151,35 @@ def smaller(png: bytes) -> bytes:
     stream = BytesIO()
     few.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+class Stroke(NamedTuple):
+    """The look of one line."""
+
+    colour: str
+    marker: str
+    dash: Any
+    """A matplotlib line style."""
+
+
+def strokes(lines: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Stroke]:
+    """A look for each line that is named by two things, no two alike in any figure that can be read.
+
+    Args:
+        lines: Names, such as source and recipe, in the order shown.
+
+    Returns:
+        Lines to looks: whichever name has more values takes the colours, the other one markers and dashes; where colours or
+        dashes would run out, colour, marker and dash change from line to line.
+    """
+    firsts, seconds = (list(dict.fromkeys(line[side] for line in lines)) for side in (0, 1))
+    swap = len(seconds) > len(firsts)
+    many, few = (seconds, firsts) if swap else (firsts, seconds)
+    if len(many) <= len(PALETTE) and 1 < len(few) <= len(DASHES):
+        at = {line: (many.index(line[swap]), few.index(line[not swap])) for line in lines}
+        return {line: Stroke(PALETTE[i], MARKERS[j], DASHES[j]) for line, (i, j) in at.items()}
+    colours, looks = len(PALETTE), len(DASHES)
+    return {
+        line: Stroke(PALETTE[i % colours], MARKERS[(i + i // colours) % len(MARKERS)], DASHES[i // colours % looks])
+        for i, line in enumerate(dict.fromkeys(lines))
+    }

@@ -40,7 +40,7 @@ def estimate_grid(
     }
     pairs = [(s, "") for s in sources] + [(s, sources[0]) for s in sources[1:]]
     body: list[list[Cell]] = [
-        [*words, *(_estimate(cells.get((*key, measure, *pair))) for measure in measures for pair in pairs)]
+        [*words, *(estimate(cells.get((*key, measure, *pair))) for measure in measures for pair in pairs)]
         for key, words in rows.items()
     ]
     names = [f"{source} − {minus}" if minus else source for source, minus in pairs]
@@ -48,12 +48,24 @@ def estimate_grid(
     return Grid(caption=caption, head=[*head, *names * len(measures)], body=body, file=file, spans=spans)
 
 
-def _estimate(row: Mapping[str, Any] | None) -> Cell:
-    """A share in percent, or a difference of shares in points, with its interval as far as shares can go."""
+def estimate(row: Mapping[str, Any] | None, *, share: bool = True) -> Cell:
+    """An estimate in words.
+
+    Args:
+        row: mean, low, high and minus; None: there is none.
+        share: A share in percent, or a difference of shares in points, with its interval as far as shares can go; otherwise the
+            numbers themselves.
+
+    Returns:
+        The mean, and below it its interval where it has one.
+    """
     if row is None:
         return "–"
     signed = "+" if row["minus"] else ""
-    least = -1.0 if row["minus"] else 0.0
-    parts = (min(max(row[name], least), 1.0) for name in ("mean", "low", "high"))
-    mean, low, high = (f"{100 * part:{signed}.1f}".replace("-", "−") for part in parts)
+    parts = [row[name] for name in ("mean", "low", "high")]
+    if share:
+        least = -1.0 if row["minus"] else 0.0
+        parts = [100 * min(max(part, least), 1.0) for part in parts]
+    digits = ".1f" if share or abs(parts[0]) >= 10 else ".2g"
+    mean, low, high = (f"{part:{signed}{digits}}".replace("-", "−") for part in parts)
     return mean if row["low"] != row["low"] else (mean, f"{low} to {high}")

@@ -1,0 +1,187 @@
+"""Sources that differ in the radius of their training: what each gives on every target, and which radius is best there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..influence.tables import Table
+from .labels import number
+from .runs import table_of
+from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of, word_of
+from .transfer_curves import Axis, Line
+from .transfer_tables import Sweep
+from .transfer_views import View, arm_curves
+
+LEAST = 3
+"""Radii of a family from which on it is drawn: two are one difference, which the page has already."""
+NORMS = {"l2": "L2", "linf": "L∞"}
+RADIUS = "radius of the attack in the source's training, pixels from 0 to 1"
+BEST = (
+    "data", "resolution", "recipe", "k", "n", "measure", "family", "radii", "eps", "source", "mean", "low", "high", "seeds",
+    "least_eps", "gain", "gain_low", "gain_high", "second_eps", "lead", "lead_low", "lead_high",
+)  # fmt: skip
+
+Families = Mapping[str, Mapping[float, str]]
+"""Words of each family to its sources by radius."""
+
+
+class Kind(NamedTuple):
+    """What tells sources of one norm apart, beside the radius."""
+
+    architecture: str
+    fdm: str
+
+
+def families(sweep: Sweep) -> dict[str, dict[float, str]]:
+    """Sources that differ in the radius of their training alone.
+
+    Args:
+        sweep: The runs, and what is known of their sources.
+
+    Returns:
+        By the words for norm, architecture and feature distance, as far as these vary: sources by radius. A natural source
+        belongs to every family of its architecture; a second source of one radius begins another family.
+    """
+    known = [source for source in sweep.sources if np.isfinite(real(sweep.fact(source, "eps")))]
+    several = len({str(sweep.fact(source, "architecture")) for source in known}) > 1
+    kinds = {source: _kind(sweep, source, several) for source in known}
+    natural = [source for source in known if not sweep.fact(source, "norm")]
+    found: dict[str, dict[float, str]] = {}
+    for source in known:
+        if source not in natural:
+            norm = str(sweep.fact(source, "norm"))
+            words = ", ".join(word for word in (NORMS.get(norm, norm), *kinds[source]) if word)
+            radius = float(sweep.fact(source, "eps"))
+            name = next(name for name in _names(words) if radius not in found.get(name, {}))
+            found.setdefault(name, {})[radius] = source
+    for members in found.values():
+        kind = kinds[next(iter(members.values()))]
+        for source in natural:
+            if kinds[source].architecture == kind.architecture:
+                members.setdefault(0.0, source)
+    return {name: dict(sorted(members.items())) for name, members in found.items() if len(members) >= LEAST}
+
+
+def by_radius(sweep: Sweep) -> View:
+    """Accuracies against the radius of the source (Salman et al.; Utrera et al., Figure 10).
+
+    Args:
+        sweep: The runs.
+
+    Returns:
+        Lines: family, recipe and resolution; panels: measure, k and n; the best radius of each line has a ring.
+    """
+    held = families(sweep)
+    rows = [row for measure in MEASURED for row in _rows(sweep, held, measure)]
+    labels = {_line(row): _words(row, sweep, held) for row in rows}
+    radii = sorted({row["eps"] for row in rows})
+    axis = Axis(
+        label=RADIUS,
+        of=lambda row: float(row["eps"]),
+        scale="zero" if 0.0 in radii else "log10",
+        ticks=[(radius, number(radius)) for radius in radii],
+    )
+    curves = arm_curves(
+        sweep, rows, "Accuracies by the source's radius", axis, ["k", "n"], outer=["data"], line=_line, labels=labels
+    )
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in curves.rows:
+        key = (curves.panel(row), curves.line(row))
+        if key not in best or row["mean"] > best[key]["mean"]:
+            best[key] = row
+    curves = replace(curves, ringed=list(best.values()), ring_label="best of its line")
+    caption = (
+        "Accuracy against the radius that the source was trained with; 0 is the natural source. Radii of different norms are "
+        "not to be compared with each other."
+    )
+    return View(name="by-radius", heading="Radius of the source's training", curves=curves, caption=caption)
+
+
+def best_radii(sweep: Sweep) -> Table:
+    """Which radius is best for each target (Utrera et al., Table 5), and whether the seeds can tell.
+
+    Args:
+        sweep: The runs.
+
+    Returns:
+        A row for each line of `by_radius` and measure. `gain` is the paired difference from the least radius, `lead` that from
+        the second best.
+    """
+    rows = [
+        row
+        for name, members in families(sweep).items()
+        for measure in MEASURED
+        for cells in _lines(sweep, members)
+        if (row := _best(sweep, name, cells, measure)) is not None
+    ]
+    return table_of(rows, "Best radius of the source's training", BEST)
+
+
+def _best(sweep: Sweep, name: str, cells: Mapping[float, Cell], measure: str) -> Row | None:
+    means = {radius: row for radius, cell in cells.items() if (row := sweep.mean(cell, measure)) is not None}
+    if len(means) < LEAST:
+        return None
+    order = sorted(means, key=lambda radius: -means[radius]["mean"])
+    best, second, least = order[0], order[1], min(means)
+    row = {**means[best], "family": name, "radii": len(means), "eps": best, "least_eps": least, "second_eps": second}
+    for what, other in (("gain", least), ("lead", second)):
+        found = sweep.difference(cells[best], cells[other], measure) if other != best else None
+        for part, column in (("mean", what), ("low", f"{what}_low"), ("high", f"{what}_high")):
+            row[column] = found[part] if found else np.nan
+    return {column: row[column] for column in BEST}
+
+
+def _lines(sweep: Sweep, members: Mapping[float, str]) -> Iterator[dict[float, Cell]]:
+    """Cells by radius, for everything else that a cell can be."""
+    for rest in dict.fromkeys(cell._replace(source="") for cell in sweep.cells):
+        cells = {radius: rest._replace(source=source) for radius, source in members.items()}
+        if found := {radius: cell for radius, cell in cells.items() if cell in sweep.cells}:
+            yield found
+
+
+def _rows(sweep: Sweep, held: Families, measure: str) -> Iterator[Row]:
+    for name, members in held.items():
+        for cells in _lines(sweep, members):
+            for radius, cell in cells.items():
+                if (row := sweep.mean(cell, measure)) is not None:
+                    yield {**row, "family": name, "eps": radius}
+
+
+def _line(row: Row) -> Line:
+    cell = cell_of(row)
+    return row["family"], f"{cell.recipe or PLAIN}, {word_of('resolution', cell.resolution)}"
+
+
+def _words(row: Row, sweep: Sweep, held: Families) -> str:
+    rest = sweep.words(cell_of(row), ["recipe", "resolution"])
+    return ", ".join(word for word in (row["family"] if len(held) > 1 or not rest else "", rest) if word)
+
+
+def _kind(sweep: Sweep, source: str, several: bool) -> Kind:
+    fdm = real(sweep.fact(source, "fdm"))
+    distance = f"FDM {number(fdm)}" if np.isfinite(fdm) and fdm else ""
+    return Kind(str(sweep.fact(source, "architecture")) if several else "", distance)
+
+
+def _names(words: str) -> Iterator[str]:
+    yield words
+    i = 2
+    while True:
+        yield f"{words} ({i})"
+        i += 1
+
+
+def real(value: Any) -> float:
+    """A number of a source's record.
+
+    Args:
+        value: What it says; may be missing.
+
+    Returns:
+        The number, or NaN.
+    """
+    return float(value) if isinstance(value, int | float) else np.nan

@@ -1,0 +1,258 @@
+"""What the numbers of a sweep allow one to say, in words computed from them, and what the seeds leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .labels import number, percent, percentage_points
+from .transfer_accuracy import ALL, SourceAccuracy
+from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of
+from .transfer_sources import best_radii
+from .transfer_tables import Sweep
+
+MANY = 4
+"""From more sentences of one kind on, they become one that counts."""
+INTERVALS = 20
+"""Number of intervals from which on it is said how many exclude zero by chance."""
+PLACE = ("data", "resolution", "recipe", "source", "k", "n")
+
+
+def conclude(sweep: Sweep) -> list[str]:
+    """What can and what cannot be said.
+
+    Args:
+        sweep: The runs.
+
+    Returns:
+        Sentences; none of a kind that the runs lack the data for.
+    """
+    sentences = [
+        *_sources(sweep),
+        *_recipes(sweep),
+        *_blocks(sweep),
+        *_radii(sweep),
+        *_correlations(sweep),
+        _seeds(sweep),
+    ]
+    return [sentence for sentence in sentences if sentence]
+
+
+def seeds_words(sweep: Sweep) -> str:
+    """How many seeds there are.
+
+    Args:
+        sweep: The runs.
+
+    Returns:
+        "3", or "5 to 20".
+    """
+    counts = {len(runs) for runs in sweep.cells.values()}
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def tally(rows: Sequence[Row], of: str, minus: str, what: str) -> str:
+    """How often one thing is above another, and where the intervals say so.
+
+    Args:
+        rows: Differences.
+        of: Words for what is above.
+        minus: Words for what was taken away.
+        what: The quantity.
+
+    Returns:
+        A sentence.
+    """
+    above, below = (sum(sign * row["mean"] > 0 for row in rows) for sign in (1, -1))
+    text = f"{of} is above {minus} in {what} in {above} of {len(rows)} {'cell' if len(rows) == 1 else 'cells'}"
+    text += f", below it in {below}" if below else ""
+    known = [row for row in rows if np.isfinite(row["low"])]
+    if not known:
+        return f"{text}; there is no pair of seeds for an interval, so none of this is decided."
+    up, down = (sum(row["low"] > 0 for row in known), sum(row["high"] < 0 for row in known))
+    if not up + down:
+        return f"{text}; no 95% interval excludes zero, so none of this is decided."
+    sides = f"above in {up}, below in {down}" if down and up else "above" if up else "below"
+    left = len(rows) - up - down
+    text += f"; the 95% interval excludes zero in {up + down} ({sides})" + (
+        f" and leaves {left} open." if left else "."
+    )
+    return text
+
+
+def _sources(sweep: Sweep) -> list[str]:
+    """Every source against the first."""
+    first, *others = sweep.sources
+    found = []
+    for measure in MEASURED:
+        rows = sweep.from_first_source(measure)
+        of_source = {s: mine for s in others if (mine := [row for row in rows if row["source"] == s])}
+        what = "test accuracy" if measure == "accuracy" else measure
+        if len(of_source) > MANY:
+            found.append(tally(rows, "A source", first, what).replace("cells", "pairs of cells"))
+        else:
+            found += [tally(mine, s, first, what) + _greatest(sweep, mine) for s, mine in of_source.items()]
+    intervals = sum(np.isfinite(row["low"]) for m in MEASURED for row in sweep.from_first_source(m))
+    if intervals >= INTERVALS:
+        found.append(f"Of {intervals} such intervals about {round(intervals / 20)} exclude zero by chance alone.")
+    return found
+
+
+def _greatest(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """The greatest of the differences that are decided."""
+    decided = [row for row in rows if row["low"] > 0 or row["high"] < 0]
+    if len(decided) < 2:
+        return ""
+    most = max(decided, key=lambda row: abs(row["mean"]))
+    where = sweep.words(cell_of(most), [name for name in PLACE if name != "source"])
+    return f" The greatest of them is {_difference(most)}{f' ({where})' if where else ''}."
+
+
+def _recipes(sweep: Sweep) -> list[str]:
+    """Every recipe against the plain one, and which arm leads."""
+    recipes = sweep.values("recipe")
+    if len(recipes) < 2:
+        return []
+    base = "" if "" in recipes else recipes[0]
+    found = []
+    for recipe in (r for r in recipes if r != base):
+        cells = [cell for cell in sweep.cells if cell.recipe == recipe]
+        for measure in MEASURED:
+            rows = _rows(sweep.difference(cell, cell._replace(recipe=base), measure) for cell in cells)
+            if rows:
+                found.append(tally(rows, recipe, base or PLAIN, "test accuracy" if measure == "accuracy" else measure))
+        if cost := _cost(sweep, cells, base):
+            found.append(
+                f"{recipe} took {number(cost)} times the seconds of {base or PLAIN} in training (geometric mean)."
+            )
+    if len(found) > 3 * MANY:
+        found = []
+    return [*found, *(_leader(sweep, target, measure) for target in sweep.values("target") for measure in MEASURED)]
+
+
+def _cost(sweep: Sweep, cells: Iterable[Cell], base: str) -> float:
+    pairs = [(sweep.mean(cell, "seconds"), sweep.mean(cell._replace(recipe=base), "seconds")) for cell in cells]
+    ratios = [a["mean"] / b["mean"] for a, b in pairs if a and b and a["mean"] > 0 and b["mean"] > 0]
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 0.0
+
+
+def _leader(sweep: Sweep, target: tuple[str, float | None], measure: str) -> str:
+    """The arm and k of the highest mean on one target, at its greatest n."""
+    cells = [cell for cell in sweep.cells if cell.target == target]
+    most = max(cell.n for cell in cells)
+    held = [cell for cell in cells if cell.n == most and sweep.by_seed(cell, measure)]
+    if len(held) < 2:
+        return ""
+    means = {cell: row["mean"] for cell in held if (row := sweep.mean(cell, measure))}
+    best, second = sorted(means, key=lambda cell: -means[cell])[:2]
+    words = [sweep.words(cell, ["source", "recipe", "k"]) for cell in (best, second)]
+    where = sweep.words(best, ["data", "resolution", "n"])
+    lead = sweep.difference(best, second, measure)
+    return (
+        f"The highest {measure}{f' on {where}' if where else ''} is that of {words[0]}: {percent(means[best])}. Its lead over "
+        f"the next, {words[1]}, {_decided(lead)}."
+    )
+
+
+def _blocks(sweep: Sweep) -> list[str]:
+    """What every arm gains and loses from the fewest to the most fine-tuned blocks, at the greatest n."""
+    found = []
+    for rest in dict.fromkeys(cell._replace(k="", n=0) for cell in sweep.cells):
+        cells = [cell for cell in sweep.cells if cell._replace(k="", n=0) == rest]
+        cells = [cell for cell in cells if cell.n == max(c.n for c in cells)]
+        if len(cells) < 2 or not sweep.has("robust accuracy"):
+            continue
+        few, many = cells[0], cells[-1]
+        rows = _rows(sweep.difference(many, few, measure) for measure in MEASURED)
+        parts = [f"{row['measure']} changes by {_difference(row)}" for row in rows]
+        where = sweep.words(few, ["source", "data", "resolution", "recipe", "n"]) or few.source
+        if parts:
+            found.append(f"From k = {few.k} to k = {many.k} ({where}): {', '.join(parts)}.")
+    return found if len(found) <= MANY else []
+
+
+def _radii(sweep: Sweep) -> list[str]:
+    """Which radius is best for each target, and whether the seeds can tell."""
+    rows = [row for row in best_radii(sweep).rows() if row["measure"] == "accuracy"]
+    if not rows:
+        return []
+    if len(rows) > MANY:
+        inner = sum(row["eps"] > row["least_eps"] for row in rows)
+        gains, leads = sum(row["gain_low"] > 0 for row in rows), sum(row["lead_low"] > 0 for row in rows)
+        text = (
+            f"The best radius is above the least one on {inner} of {len(rows)} lines (target, k, n, norm); its gain over the "
+            f"least is decided on {gains}, its lead over the second best on {leads}."
+        )
+        return [text, FLATTERED]
+    found = []
+    for row in rows:
+        where = sweep.words(cell_of(row), ["data", "resolution", "recipe", "k", "n"])
+        best = (
+            f"The best of {row['radii']} radii ({row['family']}{f'; {where}' if where else ''}) is {number(row['eps'])}"
+        )
+        gain = {name: row[f"gain{end}"] for name, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
+        lead = {name: row[f"lead{end}"] for name, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
+        over = f" Its gain over {number(row['least_eps'])} {_decided(gain)}." if row["eps"] != row["least_eps"] else ""
+        found.append(
+            f"{best}: {percent(row['mean'])}.{over} Its lead over {number(row['second_eps'])} {_decided(lead)}."
+        )
+    return [*found, FLATTERED]
+
+
+FLATTERED = "The best is picked by the very runs that it is judged by: its lead is flattered."
+
+
+def _correlations(sweep: Sweep) -> list[str]:
+    rows = [
+        row
+        for row in SourceAccuracy(sweep).correlations().rows()
+        if row["sources"] == ALL and row["quantity"] == "natural_accuracy" and np.isfinite(row["pearson"])
+    ]
+    if not rows:
+        return []
+    shares = [row["pearson"] for row in rows]
+    decided = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
+    points = max(row["points"] for row in rows)
+    spread = (
+        f"{min(shares):.2f}" if len(rows) == 1 else f"{min(shares):.2f} to {max(shares):.2f} in {len(rows)} settings"
+    )
+    text = f"Pearson's correlation of source and transfer accuracy over {points} sources is {spread}".replace("-", "−")
+    if not any(np.isfinite(row["low"]) for row in rows):
+        return [f"{text}, of too few points for an interval."]
+    return [f"{text}; its 95% interval excludes zero in {decided} of {len(rows)}."]
+
+
+def _seeds(sweep: Sweep) -> str:
+    words = seeds_words(sweep)
+    same = "the same source networks and the same test images"
+    if words == "1":
+        return (
+            f"There is one seed: no number here has an interval, and no difference is decided. All runs share {same}."
+        )
+    single = sum(len(runs) == 1 for runs in sweep.cells.values())
+    text = f"A cell has {words} seeds, which speak of other subsets and training runs, with {same}."
+    return f"{text} {single} of {len(sweep.cells)} cells have one seed and no interval." if single else text
+
+
+def _decided(row: Row | None) -> str:
+    """Whether a difference is decided."""
+    if row is None or not np.isfinite(row["mean"]):
+        return "is unknown: they share no seed"
+    if not np.isfinite(row["low"]):
+        return f"is {percentage_points(row['mean'])}, without an interval"
+    verdict = "decided" if row["low"] > 0 or row["high"] < 0 else "not decided"
+    return f"is {_difference(row)}: {verdict}"
+
+
+def _difference(row: Row) -> str:
+    mean, low, high = (percentage_points(row[name]) for name in ("mean", "low", "high"))
+    return (
+        mean
+        if row["low"] != row["low"]
+        else f"{mean} ({low.removesuffix(' points')} to {high.removesuffix(' points')})"
+    )
+
+
+def _rows(found: Iterable[Row | None]) -> list[Row]:
+    return [row for row in found if row is not None]
