@@ -254,6 +254,7 @@ def _view(folder: Path) -> RunView:
     from .cache.store import variant_names
     from .influence.input_gradient import input_gradient
     from .models.runs import load_run
+    from .models.settings import recipe_label
     from .reports.neighbours import one_per_class
     from .reports.runs import RunView
 
@@ -271,6 +272,7 @@ def _view(folder: Path) -> RunView:
         info=run.info,
         scores={name: open_scores(store, name) for name in variant_names(store)},
         class_names=run.class_names,
+        recipe=recipe_label(FineTuneSettings(**run.info["settings"])),
         train_images=run.train.raw_images(slice(None)).numpy(),
         query_images=run.test.raw_images(slice(None)).numpy(),
         saliency_rows=rows,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..influence.tables import Table
 from .intervals import mean_difference, mean_over_seeds
 from .runs import SIDES, Group, RunView, order_sources, table_of
-from .style import figure, source_colours, source_markers, styled
+from .style import figure, legend_columns, source_colours, source_markers, spread, styled
 
 EMPTY = ("data", "k", "n", "set", "source", "minus", "mean", "low", "high", "seeds", "basis")
 
@@ -56,9 +56,9 @@ class Accuracies:
         """
         rows = [
             {
-                **group.columns,
+                **group.columns_of(run),
                 "run": run.name,
-                "source": run.source,
+                "source": run.arm,
                 "seed": run.seed,
                 "set": side,
                 "accuracy": share,
@@ -87,22 +87,27 @@ class Accuracies:
         """
         sources = order_sources(s for group in self.groups for s in group.sources)
         with styled():
-            fig = figure(7.6, 0.9 + 0.42 * len(self.groups) * max(1.4, 0.62 * len(sources)))
+            most = max(len(group.sources) for group in self.groups)
+            fig = figure(7.6, 0.9 + 0.42 * len(self.groups) * max(1.4, 0.62 * most))
             axes = fig.subplots(1, 2, sharey=True)
             for ax, side in zip(axes, SIDES, strict=True):
                 self._panel(ax, side, sources)
-            handles, labels = axes[0].get_legend_handles_labels()
-            fig.legend(handles, labels, loc="outside upper center", ncols=len(sources))
+            by_name = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+            labels = [source for source in sources if source in by_name]
+            handles = [by_name[source] for source in labels]
+            fig.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, 7.6))
         return fig
 
     def _panel(self, ax: Axes, side: str, sources: Sequence[str]) -> None:
         colours, markers = source_colours(sources), source_markers(sources)
-        offsets = np.linspace(-0.17, 0.17, len(sources)) if len(sources) > 1 else np.zeros(1)
+        named: set[str] = set()
         for i, group in enumerate(self.groups):
-            for source, offset in zip(sources, offsets, strict=True):
+            for source, offset in zip(group.sources, spread(len(group.sources)), strict=True):
                 shares = _by_seed(group, source, side)
                 if shares:
-                    self._marks(ax, shares, i + offset, colours[source], markers[source], source if i == 0 else "")
+                    label = "" if source in named else source
+                    self._marks(ax, shares, i + offset, colours[source], markers[source], label)
+                    named.add(source)
         ax.set_yticks(range(len(self.groups)), [_row_name(group, self.groups) for group in self.groups])
         ax.set_ylim(len(self.groups) - 0.5, -0.5)
         ax.set_xlabel(f"{side} accuracy, share of examples")
@@ -120,7 +125,7 @@ class Accuracies:
 
 
 def _by_seed(group: Group, source: str, side: str) -> dict[int, NDArray[Any]]:
-    runs = [run for run in group.runs if run.source == source]
+    runs = [run for run in group.runs if run.arm == source]
     return {run.seed: _share(run, side, known) for run in runs if (known := accuracy(run, side)) is not None}
 
 
@@ -144,7 +149,7 @@ def _rows(group: Group, side: str) -> list[dict[str, Any]]:
 
 
 def _row_name(group: Group, groups: Sequence[Group]) -> str:
-    name = f"k = {group.k}"
+    name = "every k" if group.k is None else f"k = {group.k}"
     if len({g.n for g in groups}) > 1:
         name += f", n = {group.n}"
     return f"{group.data}, {name}" if len({g.data for g in groups}) > 1 and group.data else name

@@ -34,7 +34,7 @@ class ClassMatch:
 
     def __init__(self, group: Group, side: str, settings: ReportSettings) -> None:
         self.group, self.side, self.settings = group, side, settings
-        self.found = {(run.source, run.seed): m for run in group.runs if (m := find_matches(run, side, settings.ranks))}
+        self.found = {(run.arm, run.seed): m for run in group.runs if (m := find_matches(run, side, settings.ranks))}
         self.labels = method_labels(group, [method for matches in self.found.values() for method in matches])
         self.ranks = min((m.hits.shape[1] for matches in self.found.values() for m in matches.values()), default=0)
         self.chance = self._chance()
@@ -187,11 +187,12 @@ class ClassMatch:
         Returns:
             A row for each run, measure and method, with Wilson's interval over the run's queries.
         """
-        names = {(run.source, run.seed): run.name for run in self.group.runs}
+        runs = {(run.arm, run.seed): run for run in self.group.runs}
         rows = [
             {
-                **self._columns,
-                "run": names[place],
+                **self.group.columns_of(runs[place]),
+                "queries": self.side,
+                "run": runs[place].name,
                 "source": place[0],
                 "seed": place[1],
                 "measure": name,
@@ -223,7 +224,7 @@ class ClassMatch:
         """
         curves = {m: {s: self.curve(m, s, cumulative=cumulative) for s in self.sources} for m in self.labels}
         what = "cumulative match rate" if cumulative else "match rate at the rank"
-        return draw_curves(curves, self.labels, self.group.sources, self.chance["rank1"], what)
+        return draw_curves(curves, self.labels, self.sources, self.group.order, self.chance["rank1"], what)
 
     def plot_summary(self) -> Figure:
         """Rank 1 and "at least" as points with intervals, a line for each method.
@@ -236,4 +237,4 @@ class ClassMatch:
             for key, name in self.measures.items()
         }
         levels = {name: self.chance[key] for key, name in self.measures.items()}
-        return draw_summary(shown, self.labels, self.group.sources, levels)
+        return draw_summary(shown, self.labels, self.sources, self.group.order, levels)

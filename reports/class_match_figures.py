@@ -10,21 +10,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .intervals import Estimate
-from .style import FAINT, figure, source_colours, source_markers, styled
+from .style import FAINT, figure, legend_columns, source_colours, source_markers, spread, styled
 
 PANELS_A_ROW = 4
 BySource = Mapping[str, Estimate | None]
 
 
 def draw_curves(
-    curves: Mapping[str, BySource], labels: Mapping[str, str], sources: Sequence[str], chance: float, what: str
+    curves: Mapping[str, BySource],
+    labels: Mapping[str, str],
+    sources: Sequence[str],
+    order: Sequence[str],
+    chance: float,
+    what: str,
 ) -> Figure:
     """Rates against rank, a panel for each method.
 
     Args:
         curves: Method, then source, to the estimates of all ranks.
         labels: Method to words.
-        sources: All sources of the group, in the order that decides their colours.
+        sources: The arms of the group.
+        order: All arms of the report, in the order that decides their colours.
         chance: Level of a random order.
         what: The quantity, for the axis label.
 
@@ -37,7 +43,7 @@ def draw_curves(
         fig = figure(2.15 * columns + 0.5, 2.15 * rows + 0.45)
         grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for ax, method in zip(grid.ravel(), curves, strict=False):
-            _curves(ax, curves[method], sources, chance)
+            _curves(ax, curves[method], order, chance)
             ax.set_title(labels[method], fontsize=8.5)
         for ax in grid.ravel()[len(curves) :]:
             ax.set_axis_off()
@@ -47,12 +53,12 @@ def draw_curves(
             grid[lowest, column].tick_params(labelbottom=True)
         for ax in grid[:, 0]:
             ax.set_ylabel(what)
-        fig.legend(handles=_handles(sources, line=True), loc="outside upper center", ncols=len(sources) + 1)
+        _legend(fig, _handles(sources, order, line=True))
     return fig
 
 
-def _curves(ax: Axes, of_source: BySource, sources: Sequence[str], chance: float) -> None:
-    colours = source_colours(sources)
+def _curves(ax: Axes, of_source: BySource, order: Sequence[str], chance: float) -> None:
+    colours = source_colours(order)
     for source, estimate in of_source.items():
         if estimate is None:
             continue
@@ -71,6 +77,7 @@ def draw_summary(
     shown: Mapping[str, Mapping[str, BySource]],
     labels: Mapping[str, str],
     sources: Sequence[str],
+    order: Sequence[str],
     chance: Mapping[str, float],
 ) -> Figure:
     """Measures side by side, a line for each method, a point with its interval for each source.
@@ -78,20 +85,20 @@ def draw_summary(
     Args:
         shown: Measure, then method, then source, to one point.
         labels: Method to words.
-        sources: All sources of the group, in the order that decides their colours.
+        sources: The arms of the group.
+        order: All arms of the report, in the order that decides their colours.
         chance: Measure to its level for a random order.
 
     Returns:
         The figure.
     """
-    colours, markers = source_colours(sources), source_markers(sources)
-    offsets = np.linspace(-0.16, 0.16, len(sources)) if len(sources) > 1 else np.zeros(1)
+    colours, markers = source_colours(order), source_markers(order)
     with styled():
-        fig = figure(2.6 * len(shown) + 1.8, 0.9 + 0.46 * len(labels))
+        fig = figure(2.6 * len(shown) + 1.8, 0.9 + max(0.46, 0.13 * len(sources)) * len(labels))
         axes = fig.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
         for ax, (measure, of_method) in zip(axes, shown.items(), strict=True):
             for i, of_source in enumerate(of_method.values()):
-                for source, offset in zip(sources, offsets, strict=True):
+                for source, offset in zip(sources, spread(len(sources)), strict=True):
                     if (found := of_source.get(source)) is not None:
                         _point(ax, found, i + offset, colours[source], markers[source])
             ax.axvline(chance[measure], color=FAINT, linestyle=":", linewidth=1.2)
@@ -101,7 +108,7 @@ def draw_summary(
         axes[0].set_xlim(-0.02, 1.02)
         axes[0].set_yticks(range(len(labels)), list(labels.values()))
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
-        fig.legend(handles=_handles(sources, line=False), loc="outside upper center", ncols=len(sources) + 1)
+        _legend(fig, _handles(sources, order, line=False))
     return fig
 
 
@@ -111,10 +118,15 @@ def _point(ax: Axes, found: Estimate, place: float, colour: str, marker: str) ->
     ax.plot(found.mean[0], place, marker, color=colour, markersize=5)
 
 
-def _handles(sources: Sequence[str], *, line: bool) -> list[Line2D]:
-    colours, markers = source_colours(sources), source_markers(sources)
+def _handles(sources: Sequence[str], order: Sequence[str], *, line: bool) -> list[Line2D]:
+    colours, markers = source_colours(order), source_markers(order)
     named = [
         Line2D([], [], color=colours[s], label=s, linestyle="-" if line else "", marker="" if line else markers[s])
         for s in sources
     ]
     return [*named, Line2D([], [], color=FAINT, linestyle=":", linewidth=1.2, label="chance")]
+
+
+def _legend(fig: Figure, handles: Sequence[Line2D]) -> None:
+    columns = legend_columns([str(handle.get_label()) for handle in handles], fig.get_figwidth())
+    fig.legend(handles=handles, loc="outside upper center", ncols=columns)

@@ -9,6 +9,7 @@ from .class_match import ClassMatch
 from .intervals import Estimate
 from .labels import percent, percentage_points
 from .runs import Group
+from .tabular import WIDE
 
 MARGIN = 0.005
 """Half a point: below it, rates are called equal."""
@@ -96,8 +97,19 @@ def _predicted(match: ClassMatch) -> str:
 
 def _verdicts(match: ClassMatch, method: str, sources: Sequence[str]) -> str:
     estimates = {s: match.estimate("rank1", method, s, sources[0]) for s in sources[1:]}
-    verdicts = [_verdict(found, s, sources[0]) for s, found in estimates.items() if found is not None]
-    return "".join(f"; {verdict}" for verdict in verdicts)
+    known = {s: found for s, found in estimates.items() if found is not None}
+    if len(sources) > WIDE:
+        return f"; against {sources[0]}: {_sorted_out(known)}" if known else ""
+    return "".join(f"; {_verdict(found, s, sources[0])}" for s, found in known.items())
+
+
+def _sorted_out(differences: dict[str, Estimate]) -> str:
+    """Many sources by whether their interval lies above zero, below it or about it; the numbers are left to the table."""
+    sides: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
+    for source, found in differences.items():
+        above, below = found.low[0] > 0, found.high[0] < 0
+        sides["higher" if above else "lower" if below else "not told apart"].append(source)
+    return ", ".join(f"{side} ({_names(names)})" for side, names in sides.items() if names)
 
 
 def _at_rank_1(match: ClassMatch, method: str) -> dict[str, float]:
@@ -107,7 +119,7 @@ def _at_rank_1(match: ClassMatch, method: str) -> dict[str, float]:
 
 def _accuracies(group: Group) -> dict[str, float]:
     def mean(source: str) -> float:
-        known = [a for run in group.runs if run.source == source and (a := accuracy(run, "test")) is not None]
+        known = [a for run in group.runs if run.arm == source and (a := accuracy(run, "test")) is not None]
         return sum(known) / len(known) if known else float("nan")
 
     return {source: mean(source) for source in group.sources}
@@ -128,8 +140,14 @@ def _verdict(difference: Estimate, source: str, base: str) -> str:
 
 
 def _list(values: dict[str, float], sources: Sequence[str]) -> str:
+    """What each source has; of many of them the least and the most."""
+    if len(sources) > WIDE:
+        ends = sorted(sources, key=lambda s: values[s])
+        least, most = (percent(values[s]) for s in (ends[0], ends[-1]))
+        return f"{least} ({ends[0]}) to {most} ({ends[-1]})" if least != most else f"{most} (every source)"
     return _names([f"{percent(values[s])} ({s})" for s in sources])
 
 
 def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    comma = ";" if any(", " in name for name in names) else ","
+    return names[0] if len(names) == 1 else f"{f'{comma} '.join(names[:-1])} and {names[-1]}"

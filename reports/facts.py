@@ -31,8 +31,9 @@ def headline(groups: Sequence[Group]) -> list[tuple[str, str]]:
         ("Source models", _join(order_sources(run.source for run in runs))),
         ("Accuracy on the sources' own data", _source_accuracy(runs)),
         ("Network", _join(_architecture(run) for run in runs)),
+        ("Recipes", _recipes(runs)),
         ("Target data", _join(run.data for run in runs)),
-        ("Fine-tuned blocks k", _join(str(group.k) for group in groups)),
+        ("Fine-tuned blocks k", _join(str(run.k) for run in sorted(runs, key=lambda run: run.k))),
         ("Train examples n", _join(str(group.n) for group in groups)),
         ("Queries m", _join(str(len(run.main.queries)) for run in runs)),
         ("Seeds", _join(str(run.seed) for run in runs)),
@@ -56,9 +57,10 @@ def scores_table(groups: Sequence[Group]) -> Table:
     """
     rows = [
         {
-            **group.columns,
+            **group.columns_of(run),
             "run": run.name,
-            "source": run.source,
+            "source": run.arm,
+            "recipe": run.recipe,
             "seed": run.seed,
             "variant": variant_name(variant),
             "m": len(scores.queries),
@@ -108,6 +110,12 @@ def _with_ranges(words: Sequence[str], numbers: Sequence[Sequence[str]]) -> str:
 
 def _join(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(word for word in words if word))
+
+
+def _recipes(runs: Sequence[RunView]) -> str:
+    """What was done otherwise than in a plain fine-tuning; nothing where all of them were plain."""
+    found = dict.fromkeys(run.recipe for run in runs)
+    return "; ".join(recipe or "plain" for recipe in found) if any(found) else ""
 
 
 def _metadata(run: RunView) -> Mapping[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.image import AxesImage
 
 from ..influence.tables import Table
@@ -16,8 +18,11 @@ from .runs import DAMPED, UNDAMPED, Group, RunView, stack, table_of, variant_nam
 from .settings import ReportSettings
 from .style import INK, SIGNED, figure, styled
 
+PANELS_A_ROW = 3
 NUMBERED_CLASSES = 12
 NAMED_CLASSES = 30
+TITLE = 42
+"""Letters that a panel's title has room for on one line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +36,7 @@ class Panel:
 
 
 class HeatMaps:
-    """Heat maps of one group: a row for each variant of the scores, a column for each source.
+    """Heat maps of one group: for each variant of the scores a row, or rows, with a panel for each source.
 
     Each matrix is divided by its root mean square score (its Frobenius norm up to the number of scores), so that sources
     whose scores differ in size can be seen on one colour scale.
@@ -75,9 +80,9 @@ class HeatMaps:
         """
         rows = [
             {
-                **self.group.columns,
+                **self.group.columns_of(p.run),
                 "queries": self.side,
-                "source": p.run.source,
+                "source": p.run.arm,
                 "seed": p.run.seed,
                 "variant": variant_name(p.variant),
                 "frobenius": p.blocks.frobenius,
@@ -122,22 +127,35 @@ class HeatMaps:
         return fig
 
     def _grid(self, height: float) -> tuple[Figure, list[Axes]]:
-        columns = len({p.run.source for p in self.panels})
-        rows = -(-len(self.panels) // columns)
-        fig = figure(3.5 * columns + 1.2, height * rows + 0.3)
-        grid = fig.subplots(rows, columns, squeeze=False).ravel().tolist()
-        for spare in grid[len(self.panels) :]:
-            spare.remove()
-        return fig, grid[: len(self.panels)]
+        variants = Counter(p.variant for p in self.panels)
+        columns = min(PANELS_A_ROW, max(variants.values()))
+        rows = {variant: -(-count // columns) for variant, count in variants.items()}
+        fig = figure(3.5 * columns + 1.2, height * sum(rows.values()) + 0.3)
+        grid = fig.subplots(sum(rows.values()), columns, squeeze=False).ravel().tolist()
+        cells: list[Axes] = []
+        for variant, count in variants.items():
+            line = [grid.pop(0) for _ in range(rows[variant] * columns)]
+            for spare in line[count:]:
+                spare.remove()
+            cells += line[:count]
+        return fig, cells
 
     def _label(self, cells: list[Axes]) -> None:
         for i, (panel, ax) in enumerate(zip(self.panels, cells, strict=True)):
-            ax.set_title(f"{panel.run.source}, {panel.label}")
-            first = i == 0 or self.panels[i - 1].variant != panel.variant
+            long = len(panel.run.arm) + len(panel.label) > TITLE
+            ax.set_title(f"{panel.run.arm},{chr(10) if long else ' '}{panel.label}")
+            place = ax.get_subplotspec()
+            assert place is not None
+            first, last = place.is_first_col(), not any(_below(place, other) for other in cells[i + 1 :])
             ax.set_ylabel(f"{self.side} queries, by class" if first else "")
-            last = panel.variant == self.panels[-1].variant
             ax.set_xlabel("train examples, by class" if last else "")
             ax.tick_params(labelleft=first, labelbottom=last)
+
+
+def _below(place: SubplotSpec, other: Axes) -> bool:
+    """Whether other axes lie in the same column, further down."""
+    there = other.get_subplotspec()
+    return there is not None and there.colspan == place.colspan and there.rowspan.start > place.rowspan.start
 
 
 def _variants(group: Group) -> list[str]:
@@ -157,9 +175,9 @@ def _class_table(group: Group, side: str, panel: Panel) -> Table:
     blocks = panel.blocks
     rows = [
         {
-            **group.columns,
+            **group.columns_of(panel.run),
             "queries": side,
-            "source": panel.run.source,
+            "source": panel.run.arm,
             "seed": panel.run.seed,
             "variant": variant_name(panel.variant),
             "query_class": panel.run.class_name(int(q)),

@@ -94,7 +94,7 @@ def group_label(group: Group, groups: Sequence[Group]) -> str:
     Returns:
         k in words, and data set and n where these differ between groups.
     """
-    parts = [f"k = {group.k}: {blocks_label(group.k)}"]
+    parts = ["every k" if group.k is None else f"k = {group.k}: {blocks_label(group.k)}"]
     if len({g.n for g in groups}) > 1:
         parts.append(f"{group.n} train examples")
     if len({g.data for g in groups}) > 1:

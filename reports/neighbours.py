@@ -19,6 +19,8 @@ GAP = 0.25
 PITCH = 1.06
 """From one picture to the next, in sides of a picture."""
 DIRECTIONS = ("helpful", "harmful")
+A_BAND = 3
+"""Sources side by side; more of them are drawn below each other, two by two."""
 
 
 def one_per_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -85,8 +87,8 @@ class Neighbours:
         found = _ranked(scores, row, direction, self.count)
         queries = scores.queries
         same = {
-            **self.group.columns,
-            "source": run.source,
+            **self.group.columns_of(run),
+            "source": run.arm,
             "seed": run.seed,
             "variant": variant_name(variant),
             "row": row,
@@ -103,36 +105,48 @@ class Neighbours:
         """The pictures, by the scores shown first.
 
         Returns:
-            A figure with a row for each query.
+            A figure with a row for each query, and more than once so many where there are more than `A_BAND` sources.
         """
-        drawn, count = self.group.drawn, self.count
-        span = 2 * count * PITCH + GAP
-        width = 1 + len(drawn) * (span + 2 * GAP)
-        colours = source_colours(self.group.sources)
+        drawn = self.group.drawn
+        bands = [drawn] if len(drawn) <= A_BAND else [drawn[j : j + 2] for j in range(0, len(drawn), 2)]
+        width = 1 + len(bands[0]) * (self._span + 2 * GAP)
+        pitch = len(self.rows) + 0.5  # the half row holds the next band's heading
         with styled():
-            fig, sheet = Sheet.sized(width, len(self.rows), lines=2, side=0.82, header=0.75)
-            sheet.text("query", 0.5, -0.18, color=FAINT)
-            for j, run in enumerate(drawn):
-                left = 1 + 2 * GAP + j * (span + 2 * GAP)
-                sheet.text(run.source, left + span / 2, -0.58, color=colours[run.source], fontsize=11, weight="bold")
-                sheet.rule((left, left + span), -0.4, colours[run.source])
-                sheet.text("most helpful", left + count * PITCH / 2, -0.18, color=HELPFUL)
-                sheet.text("most harmful", left + count * PITCH + GAP + count * PITCH / 2, -0.18, color=HARMFUL)
-                for i, row in enumerate(self.rows):
-                    for start, direction in zip((left, left + count * PITCH + GAP), DIRECTIONS, strict=True):
-                        table = _ranked(run.main, int(row), direction, count)
-                        label = int(run.main.queries.label[row]) if direction == "helpful" else None
-                        _put(sheet, _images_of(run, table), table, start, i, label, run.class_names)
-            for i, row in enumerate(self.rows):
-                self._query(sheet, i, int(row))
+            fig, sheet = Sheet.sized(width, pitch * len(bands) - 0.5, lines=2, side=0.82, header=0.75)
+            for i, band in enumerate(bands):
+                self._band(sheet, band, i * pitch)
         return fig
 
-    def _query(self, sheet: Sheet, i: int, row: int) -> None:
+    @property
+    def _span(self) -> float:
+        """Width of one source's pictures."""
+        return 2 * self.count * PITCH + GAP
+
+    def _band(self, sheet: Sheet, drawn: Sequence[RunView], first: float) -> None:
+        """Some sources side by side, from a row of the sheet on."""
+        count, span, top = self.count, self._span, first * sheet.pitch
+        colours = source_colours(self.group.order)
+        sheet.text("query", 0.5, top - 0.18, color=FAINT)
+        for j, run in enumerate(drawn):
+            left = 1 + 2 * GAP + j * (span + 2 * GAP)
+            sheet.text(run.arm, left + span / 2, top - 0.58, color=colours[run.arm], fontsize=11, weight="bold")
+            sheet.rule((left, left + span), top - 0.4, colours[run.arm])
+            sheet.text("most helpful", left + count * PITCH / 2, top - 0.18, color=HELPFUL)
+            sheet.text("most harmful", left + count * PITCH + GAP + count * PITCH / 2, top - 0.18, color=HARMFUL)
+            for i, row in enumerate(self.rows):
+                for start, direction in zip((left, left + count * PITCH + GAP), DIRECTIONS, strict=True):
+                    table = _ranked(run.main, int(row), direction, count)
+                    label = int(run.main.queries.label[row]) if direction == "helpful" else None
+                    _put(sheet, _images_of(run, table), table, start, first + i, label, run.class_names)
+        for i, row in enumerate(self.rows):
+            self._query(sheet, first + i, int(row))
+
+    def _query(self, sheet: Sheet, place: float, row: int) -> None:
         run = self.group.drawn[0]
         assert run.query_images is not None
         queries = run.main.queries
         captions = [(run.class_name(int(queries.label[row])), INK), (f"id {queries.index[row]}", FAINT)]
-        sheet.picture(as_picture(run.query_images[row]), 0.0, i, captions)
+        sheet.picture(as_picture(run.query_images[row]), 0.0, place, captions)
 
 
 def draw_neighbours(
@@ -193,7 +207,7 @@ def _put(
     images: NDArray[np.floating],
     table: Table,
     left: float,
-    row: int,
+    row: float,
     query_label: int | None,
     class_names: Sequence[str],
 ) -> None:

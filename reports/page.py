@@ -50,7 +50,7 @@ def write_report(
         UsageError: There is no run, two runs are the same or were asked different queries, or `out` is a file.
     """
     settings = settings or ReportSettings()
-    groups = group_runs(runs)
+    groups = group_runs(runs, across_k=settings.across_k)
     output = Output(Path(out), settings.dpi)
     step = Steps(progress, "report", 1 + STEPS * len(groups))
     sections = [_accuracies(groups, output)]
@@ -94,8 +94,10 @@ def _accuracies(groups: Sequence[Group], output: Output) -> Section:
         if seeds == [1]
         else "95% t intervals over seeds (cut where shares end); differences are paired by seed"
     )
-    rows: dict[tuple[str, ...], list[str]] = {
-        (g.data, str(g.k), str(g.n), side): [group_label(g, groups), side] for g in groups for side in ("test", "train")
+    rows = {
+        (*(str(value) for value in group.columns.values()), side): [group_label(group, groups), side]
+        for group in groups
+        for side in ("test", "train")
     }
     parts: list[Part] = [
         estimate_grid(

@@ -43,7 +43,7 @@ class Sheet:
         header: Room above the first row, in sides of a picture.
     """
 
-    def __init__(self, fig: Figure, width: float, rows: int, lines: int, header: float = 0.5) -> None:
+    def __init__(self, fig: Figure, width: float, rows: float, lines: int, header: float = 0.5) -> None:
         self.pitch = 1.05 + CAPTION_LINE * lines + 0.1
         self.ax: Axes = fig.add_axes((0, 0, 1, 1))
         self.ax.set_xlim(-0.06, width + 0.06)
@@ -51,7 +51,7 @@ class Sheet:
         self.ax.set_axis_off()
 
     @classmethod
-    def sized(cls, width: float, rows: int, lines: int, side: float, header: float = 0.5) -> tuple[Figure, Sheet]:
+    def sized(cls, width: float, rows: float, lines: int, side: float, header: float = 0.5) -> tuple[Figure, Sheet]:
         """A figure that just holds a sheet.
 
         Args:
@@ -68,7 +68,7 @@ class Sheet:
         fig = Figure(figsize=(side * (width + 0.12), side * (rows * pitch + header)))
         return fig, cls(fig, width, rows, lines, header)
 
-    def picture(self, image: NDArray[Any], x: float, row: int, captions: list[tuple[str, str]]) -> None:
+    def picture(self, image: NDArray[Any], x: float, row: float, captions: list[tuple[str, str]]) -> None:
         """Put one picture down.
 
         Args:

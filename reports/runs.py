@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from .. import UsageError
 from ..influence.scores import Scores
 from ..influence.tables import Table
+from .arms import arm_marks
 
 UNDAMPED, DAMPED, PREDICTED, BLOCK = "", "damped", "predicted", "block"
 SIDES = ("test", "train")
@@ -37,6 +39,10 @@ class RunView:
     """Scores of the queries by variant: "" as in the paper, "damped", "predicted" (loss at the predicted label)."""
     class_names: Sequence[str]
     """Name of every class."""
+    recipe: str = ""
+    """What its fine-tuning did otherwise than a plain one, in short words."""
+    mark: str = ""
+    """What tells it from other runs of its source; given when runs are put together."""
     train_images: NDArray[Any] | None = None
     """Pictures [n, c, h, w] of the train examples, in [0, 1], as a person should see them."""
     query_images: NDArray[Any] | None = None
@@ -56,9 +62,16 @@ class RunView:
         return self.scores[UNDAMPED] if UNDAMPED in self.scores else next(iter(self.scores.values()))
 
     @property
+    def arm(self) -> str:
+        """What the run is compared as: its source, and what tells it from others of that source."""
+        return ", ".join(part for part in (self.source, self.mark) if part)
+
+    @property
     def data(self) -> str:
-        """Name of the target data set, or "" when the run does not say."""
-        return str(self.info.get("data", {}).get("name", ""))
+        """Name of the target data set and the resolution it was reduced to, or "" when the run does not say."""
+        said = self.info.get("data", {})
+        pixels = said.get("settings", {}).get("resolution")
+        return f"{said.get('name', '')}{'' if pixels is None else f' at {pixels} pixels'}"
 
     def side(self, variant: str, side: str) -> Scores | None:
         """The scores of one variant for one kind of query.
@@ -101,17 +114,20 @@ class RunView:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Group:
-    """Runs that differ in source and seed alone, and are compared with each other."""
+    """Runs that are compared with each other: they differ in source, recipe and seed alone, and in k where that was asked for."""
 
     data: str
-    k: int
+    k: int | None
+    """None: runs of any k."""
     n: int
     runs: tuple[RunView, ...]
+    order: tuple[str, ...]
+    """Names of all arms of the report, which their colours go by."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the source models, the one that differences are taken from first."""
-        return order_sources(run.source for run in self.runs)
+        """Names of the arms, the one that differences are taken from first."""
+        return order_sources(run.arm for run in self.runs)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -121,25 +137,36 @@ class Group:
     @property
     def key(self) -> str:
         """Short name of the group, fit for file names and anchors."""
-        slug = "".join(c if c.isalnum() else "-" for c in self.data.lower()).strip("-")
-        return "-".join(part for part in (slug, f"k{self.k}", f"n{self.n}") if part)
+        slug = re.sub(r"[\W_]+", "-", self.data.lower()).strip("-")
+        return "-".join(part for part in (slug, "" if self.k is None else f"k{self.k}", f"n{self.n}") if part)
 
     @property
     def first_seed(self) -> int:
-        """The seed whose images and matrices are drawn: the lowest that most sources have."""
+        """The seed whose images and matrices are drawn: the lowest that most arms have."""
         counts = {seed: sum(run.seed == seed for run in self.runs) for seed in self.seeds}
         return max(self.seeds, key=lambda seed: (counts[seed], -seed))
 
     @property
     def drawn(self) -> tuple[RunView, ...]:
-        """One run a source, at `first_seed` where the source has it."""
-        of_source = {s: [run for run in self.runs if run.source == s] for s in self.sources}
-        return tuple(next((run for run in runs if run.seed == self.first_seed), runs[0]) for runs in of_source.values())
+        """One run an arm, at `first_seed` where the arm has it."""
+        of_arm = {arm: [run for run in self.runs if run.arm == arm] for arm in self.sources}
+        return tuple(next((run for run in runs if run.seed == self.first_seed), runs[0]) for runs in of_arm.values())
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What every table row of this group begins with."""
-        return {"data": self.data, "k": self.k, "n": self.n}
+        """What every table row of this group begins with; k is NaN where it holds runs of any."""
+        return {"data": self.data, "k": float("nan") if self.k is None else self.k, "n": self.n}
+
+    def columns_of(self, run: RunView) -> dict[str, Any]:
+        """What a table row of one run begins with.
+
+        Args:
+            run: One of the runs.
+
+        Returns:
+            The columns of the group, with the run's own k.
+        """
+        return {**self.columns, "k": run.k}
 
 
 def variant_name(variant: str) -> str:
@@ -155,7 +182,7 @@ def variant_name(variant: str) -> str:
 
 
 def order_sources(names: Iterable[str]) -> tuple[str, ...]:
-    """Source names without repeats: "natural" first when it is among them, the rest as they came.
+    """Names of sources or arms without repeats: "natural" first, its other arms next, the rest as they came.
 
     Args:
         names: Names, with repeats.
@@ -164,14 +191,15 @@ def order_sources(names: Iterable[str]) -> tuple[str, ...]:
         The names in the order of the report; differences are taken from the first.
     """
     unique = dict.fromkeys(names)
-    return tuple(sorted(unique, key=lambda name: name != "natural"))
+    return tuple(sorted(unique, key=lambda name: (name != "natural") + (not f"{name},".startswith("natural,"))))
 
 
-def group_runs(runs: Sequence[RunView]) -> list[Group]:
-    """Runs put together by data set, fine-tuned blocks and size of the train set.
+def group_runs(runs: Sequence[RunView], *, across_k: bool = False) -> list[Group]:
+    """Runs put together by data set, fine-tuned blocks and size of the train set; each is told from others of its source.
 
     Args:
         runs: Any runs.
+        across_k: Runs of different k are put together too.
 
     Returns:
         Groups, by data set as it came, then k, then n.
@@ -181,12 +209,17 @@ def group_runs(runs: Sequence[RunView]) -> list[Group]:
     """
     if not runs:
         raise UsageError("There is no run to report; name at least one run folder.")
+    marked = [
+        run if run.mark == mark else replace(run, mark=mark)
+        for run, mark in zip(runs, arm_marks(runs, across_k=across_k), strict=True)
+    ]
     data_order = list(dict.fromkeys(run.data for run in runs))
     cells: dict[tuple[int, int, int], list[RunView]] = {}
-    for run in runs:
-        cells.setdefault((data_order.index(run.data), run.k, run.n), []).append(run)
+    for run in marked:
+        cells.setdefault((data_order.index(run.data), -1 if across_k else run.k, run.n), []).append(run)
+    order = order_sources(run.arm for run in marked)
     groups = [
-        Group(data=data_order[d], k=k, n=n, runs=tuple(members))
+        Group(data=data_order[d], k=None if across_k else k, n=n, runs=tuple(members), order=order)
         for (d, k, n), members in sorted(cells.items(), key=lambda c: c[0])
     ]
     for group in groups:
@@ -198,12 +231,13 @@ def _check(group: Group) -> None:
     seen: dict[tuple[str, int], str] = {}
     first = group.runs[0]
     for run in group.runs:
-        twin = seen.setdefault((run.source, run.seed), run.name)
-        if twin != run.name or sum(other is run for other in group.runs) > 1:
+        place = (run.arm, run.seed)
+        if place in seen:
             raise UsageError(
-                f"Runs {twin} and {run.name} have the same source, k, n and seed ({run.source}, {run.k}, {run.n}, {run.seed}); "
-                "leave one out."
+                f"Runs {seen[place]} and {run.name} have the same source, recipe, k, n and seed ({run.arm}, {run.k}, {run.n}, "
+                f"{run.seed}); leave one out."
             )
+        seen[place] = run.name
         if not np.array_equal(run.main.queries.index, first.main.queries.index):
             raise UsageError(
                 f"Runs {first.name} and {run.name} were not asked the same queries, so they cannot be compared; attribute both "

@@ -68,8 +68,8 @@ class Saliency:
             queries = run.main.queries
             for row, gradient in zip(run.saliency_rows.tolist(), run.saliency, strict=True):
                 rows.append({
-                    **self.group.columns,
-                    "source": run.source,
+                    **self.group.columns_of(run),
+                    "source": run.arm,
                     "seed": run.seed,
                     "row": row,
                     "query_id": int(queries.index[row]),
@@ -90,9 +90,9 @@ class Saliency:
         assert first.query_images is not None and first.saliency_rows is not None
         rows = first.saliency_rows
         captions = [first.class_name(int(first.main.queries.label[row])) for row in rows]
-        gradients = {run.source: run.saliency for run in self.runs if run.saliency is not None}
+        gradients = {run.arm: run.saliency for run in self.runs if run.saliency is not None}
         return draw_saliency(
-            first.query_images[rows], gradients, captions, deviations=self.deviations, order=self.group.sources
+            first.query_images[rows], gradients, captions, deviations=self.deviations, order=self.group.order
         )
 
 
@@ -124,14 +124,17 @@ def draw_saliency(
         if length != len(images):
             raise ShapeError(f"{source}: {length} entries for {len(images)} images; give one for each image.")
     colours = source_colours(order or list(gradients))
-    left = 1.15
+    labels = {source: source.replace(", ", "\n") for source in gradients}
+    longest = max((len(line) for label in labels.values() for line in label.split("\n")), default=0)
+    left = max(1.15, 0.2 + 0.105 * longest)
     with styled():
         fig, sheet = Sheet.sized(left + 1.06 * len(images), 1 + len(gradients), lines=1, side=0.86, header=0.1)
         sheet.text("image", left - 0.12, 0.5, ha="right", color=FAINT)
         for j, (image, name) in enumerate(zip(images, names, strict=True)):
             sheet.picture(as_picture(image), left + 1.06 * j, 0, [(str(name), INK)])
         for i, (source, stack) in enumerate(gradients.items(), start=1):
-            sheet.text(source, left - 0.12, i * sheet.pitch + 0.5, ha="right", color=colours[source], weight="bold")
+            place = left - 0.12, i * sheet.pitch + 0.5
+            sheet.text(labels[source], *place, ha="right", color=colours[source], weight="bold")
             for j, gradient in enumerate(stack):
                 shown, scale = display_gradient(gradient, deviations)
                 sheet.picture(as_picture(shown), left + 1.06 * j, i, [(f"s = {number(scale)}", FAINT)])

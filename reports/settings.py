@@ -13,6 +13,8 @@ class ReportSettings:
 
     title: str = "Influence of training examples, by source model"
     """Heading of the page."""
+    across_k: bool = False
+    """Compare runs with each other that differ in their fine-tuned blocks, instead of k by k."""
     ranks: int = 100
     """How many nearest neighbours the class-match rates go down to."""
     hits: int = 3

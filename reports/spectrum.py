@@ -80,7 +80,7 @@ class Spectra:
         )
 
     def _columns(self, run: RunView) -> dict[str, Any]:
-        return {**self.group.columns, "run": run.name, "source": run.source, "seed": run.seed}
+        return {**self.group.columns_of(run), "run": run.name, "source": run.arm, "seed": run.seed}
 
     def plot(self) -> Figure:
         """Eigenvalues in descending order, on a logarithmic scale.
@@ -88,12 +88,12 @@ class Spectra:
         Returns:
             The figure; negative eigenvalues by their absolute value, as open circles; zeros are left out.
         """
-        colours = source_colours(self.group.sources)
+        colours = source_colours(self.group.order)
         with styled():
             fig = figure(7.2, 3.7)
             ax = fig.subplots()
             for run, spectrum in self.drawn:
-                _curve(ax, np.asarray(spectrum.eigenvalues), colours[run.source], run.source)
+                _curve(ax, np.asarray(spectrum.eigenvalues), colours[run.arm], run.arm)
             self._levels(ax, colours)
             ax.set_yscale("log")
             ax.set_xlim(left=0)
@@ -107,10 +107,8 @@ class Spectra:
         """The cutoff of each source, and every damping in use."""
         for run, spectrum in self.drawn:
             if spectrum.cutoff > 0:
-                label = f"cutoff, {run.source}: {number(spectrum.cutoff)}"
-                ax.axhline(
-                    spectrum.cutoff, color=colours[run.source], linestyle=(0, (5, 2)), linewidth=1.0, label=label
-                )
+                label = f"cutoff, {run.arm}: {number(spectrum.cutoff)}"
+                ax.axhline(spectrum.cutoff, color=colours[run.arm], linestyle=(0, (5, 2)), linewidth=1.0, label=label)
         dampings = {s.spectrum.damping for run, _ in self.drawn for s in run.scores.values() if s.spectrum is not None}
         for damping in sorted(dampings - {0.0}):
             ax.axhline(damping, color=INK, linestyle=":", linewidth=1.1, label=f"damping: {number(damping)}")

@@ -10,10 +10,15 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 # Okabe and Ito's palette, told apart with any colour vision; the order keeps the first two far apart in lightness as well.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6b6b6b")
+# From the eighth on, darker and less distinct ones of Tol's: comparisons of so many arms are read with their markers.
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6b6b6b"),
+    *("#332288", "#882255", "#999933", "#44AA99", "#661100"),
+)
 PALETTE_ERROR = 12
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
@@ -80,7 +85,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def source_colours(sources: Sequence[str]) -> dict[str, str]:
-    """One colour for each source model, the same in every figure.
+    """One colour for each source model or arm, the same in every figure.
 
     Args:
         sources: Names in the order of the report.
@@ -92,7 +97,7 @@ def source_colours(sources: Sequence[str]) -> dict[str, str]:
 
 
 def source_markers(sources: Sequence[str]) -> dict[str, str]:
-    """One marker for each source model: sources stay apart in print without colour.
+    """One marker for each source model or arm: they stay apart in print without colour.
 
     Args:
         sources: Names in the order of the report.
@@ -101,6 +106,19 @@ def source_markers(sources: Sequence[str]) -> dict[str, str]:
         Source name to matplotlib marker.
     """
     return {source: MARKERS[i % len(MARKERS)] for i, source in enumerate(sources)}
+
+
+def spread(count: int) -> NDArray[np.float64]:
+    """Where the points of several arms lie about the middle of their line.
+
+    Args:
+        count: How many.
+
+    Returns:
+        Distances from the middle, in heights of a line, ascending; at most 0.38.
+    """
+    reach = min(0.38, 0.085 * count)
+    return np.linspace(-reach, reach, count) if count > 1 else np.zeros(1)
 
 
 def legend_columns(names: Sequence[str], width: float) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..influence.tables import Table
+from .tabular import WIDE
 
 Row = Mapping[str, Any]
 
@@ -19,30 +20,49 @@ def summary(stats: Mapping[str, Any]) -> list[Table]:
         stats: What stats.json holds.
 
     Returns:
-        One table a group: a column for each source and for each difference between sources, in percent with intervals.
+        One table a group: a column for each source and for each difference between sources, in percent with intervals; with
+        more than three sources a line for each.
     """
     return [_group_table(stats, group) for group in stats["groups"]]
 
 
 def _group_table(stats: Mapping[str, Any], group: Mapping[str, Any]) -> Table:
-    lines: dict[str, dict[str, str]] = {}
-    for row in _rows(stats, "accuracy", group):
-        if row["set"] == "test":
-            lines.setdefault("test accuracy", {})[_column(row)] = _cell(row)
-    for row in _rows(stats, "class_match", group):
-        if row["queries"] == "test" and row["measure"] == "rank 1":
-            lines.setdefault(f"class match: {row['method']}", {})[_column(row)] = _cell(row)
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    shares = [row for row in _rows(stats, "accuracy", group) if row["set"] == "test"]
+    matches = [
+        row for row in _rows(stats, "class_match", group) if (row["queries"], row["measure"]) == ("test", "rank 1")
+    ]
+    long = len({row["source"] for row in (*shares, *matches)}) > WIDE
+    for row in shares:
+        _enter(lines, "test accuracy", row, long)
+    for row in matches:
+        _enter(lines, f"class match: {row['method']}", row, long)
     heads = list(dict.fromkeys(column for cells in lines.values() for column in cells))
-    columns = {"percent [95% interval]": np.array(list(lines))}
+    first = ["percent [95% interval]", "source"] if long else ["percent [95% interval]"]
+    columns = {name: np.array([key[i] for key in lines]) for i, name in enumerate(first)}
     columns |= {head: np.array([cells.get(head, "") for cells in lines.values()]) for head in heads}
-    k = group["k"]
-    blocks = "the head alone" if k == 0 else f"the head and the last {'block' if k == 1 else f'{k} blocks'}"
     seeds = len(group["seeds"])
     title = (
-        f"{group['data']}, {group['n']} train examples, {blocks}, {seeds} seed{'s' if seeds > 1 else ''} "
+        f"{group['data']}, {group['n']} train examples, {_blocks(group['k'])}, {seeds} seed{'s' if seeds > 1 else ''} "
         "(class match: the first neighbour has the test query's true class)"
     )
     return Table(columns, title)
+
+
+def _blocks(k: int | None) -> str:
+    if k is None:
+        return "every k"
+    if k == 0:
+        return "the head alone"
+    return f"the head and the last {'block' if k == 1 else f'{k} blocks'}"
+
+
+def _enter(lines: dict[tuple[str, ...], dict[str, str]], name: str, row: Row, long: bool) -> None:
+    """Put a number into its line: beside those of other sources, or into one of its own."""
+    if long:
+        lines.setdefault((name, row["source"]), {})[f"minus {row['minus']}" if row["minus"] else "share"] = _cell(row)
+    else:
+        lines.setdefault((name,), {})[_column(row)] = _cell(row)
 
 
 def _rows(stats: Mapping[str, Any], table: str, group: Mapping[str, Any]) -> Iterator[Row]:
