@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .style import legend_columns
 
@@ -123,7 +123,7 @@ def horizontal(ax: Axes, values: Iterable[float], scale: str, ticks: Sequence[tu
         ax: The panel.
         values: What is drawn.
         scale: linear, log2, log10, or zero: logarithmic with a place for 0.
-        ticks: Where a number stands and how it is written; those without room are left out. None: matplotlib's.
+        ticks: Where a number stands and how it is written; those without room are left out. none: whole numbers.
         width: Of the panel, in inches.
     """
     found = sorted(set(values))
@@ -144,6 +144,8 @@ def horizontal(ax: Axes, values: Iterable[float], scale: str, ticks: Sequence[tu
         inch = (width - FRAME) / (high - low + 2 * pad)
         kept = roomy([(even(value) * inch, word) for value, word in ticks])
         ax.set_xticks([ticks[i][0] for i in kept], [ticks[i][1] for i in kept])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def roomy(spots: Sequence[tuple[float, str]]) -> list[int]:

@@ -11,14 +11,13 @@ from scipy import stats
 
 from ..influence.tables import Table
 from .intervals import LEVEL
-from .labels import number
 from .panels import Key
 from .runs import table_of
 from .style import strokes
 from .transfer_cells import MEASURES, Cell, Row, cell_of, pick
 from .transfer_marks import Mark, Quantity, draw_marks
 from .transfer_recipes import interval
-from .transfer_sources import NORMS, real
+from .transfer_sources import NORMS, radius_words, real
 from .transfer_tables import Sweep
 
 LEAST = 3
@@ -34,6 +33,9 @@ EMPTY = (
     "data", "resolution", "recipe", "k", "n", "quantity", "sources", "points", "pearson", "low", "high", "spearman",
 )  # fmt: skip
 MOST = 3
+"""Values of k, and recipes, that are drawn; tables hold all."""
+NAMED = 14
+"""Sources up to which each mark carries its name."""
 
 
 class SourceAccuracy:
@@ -107,31 +109,45 @@ class SourceAccuracy:
             A mark for each source, named; sources of one radius are joined. Panels: quantity, target, recipe and k, at the
             greatest n.
         """
-        sweep = self.sweep
+        groups = {row["source"]: radius(row) for row in self.rows}
+        grouped = len({*groups.values()}) < len(groups)
+        named = len(groups) <= NAMED
+        marks = {
+            key: [
+                Mark(
+                    panel=key,
+                    line=(groups[row["source"]] if grouped else row["source"], ""),
+                    x=(row[quantity], np.nan, np.nan),
+                    y=interval(row),
+                    text=row["source"] if named else "",
+                )
+                for row in sorted(rows, key=lambda row: float(row[quantity]))
+            ]
+            for key, quantity, rows in self._panels()
+        }
+        axes = {key: QUANTITIES[quantity] for key, quantity, _ in self._panels()}
+        lines = dict.fromkeys((groups[source] if grouped else source, "") for source in groups)
+        joined = [[mark for mark in here if mark.line == line] for here in marks.values() for line in lines]
+        labels = {line: line[0] for line in lines} if grouped or not named else {}
+        flat = [mark for here in marks.values() for mark in here]
+        label = MEASURES["accuracy"].label
+        return draw_marks(flat, axes, label, labels, strokes(list(lines)), [line for line in joined if len(line) > 1])
+
+    def _panels(self) -> list[tuple[Key, str, list[Row]]]:
+        """Panels with what is on their horizontal axis."""
+        sweep, found = self.sweep, []
         blocks, recipes = pick(sweep.values("k"), MOST), pick(sweep.values("recipe"), MOST)
         most = {cell.data: cell.n for cell in sorted(sweep.cells, key=lambda c: c.n)}
-        marks: dict[Key, dict[str, list[Mark]]] = {}
-        axes: dict[Key, Quantity] = {}
-        radii = {radius(row): None for row in self.rows}
-        grouped = len(radii) < len(sweep.sources)
         for quantity in self.quantities:
             for cell, rows in self._settings(quantity).items():
-                if cell.n != most[cell.data] or cell.k not in blocks or cell.recipe not in recipes:
-                    continue
-                words = [quantity.split("_")[-1]] * (len(self.quantities) > 1)
-                words += [word for word in [sweep.words(cell, ["data", "resolution"])] if word]
-                key = (", ".join(words), sweep.words(cell, ["recipe", "k"]))
-                axes[key] = QUANTITIES[quantity]
-                for row in sorted(rows, key=lambda row: float(row[quantity])):
-                    line = (radius(row) if grouped else "", "")
-                    at = (row[quantity], np.nan, np.nan)
-                    mark = Mark(panel=key, line=line, x=at, y=interval(row), text=row["source"])
-                    marks.setdefault(key, {}).setdefault(radius(row), []).append(mark)
-        looks = strokes([(words if grouped else "", "") for words in radii])
-        flat = [mark for groups in marks.values() for group in groups.values() for mark in group]
-        joined = [group for groups in marks.values() for group in groups.values() if len(group) > 1]
-        labels = {(words, ""): words for words in radii} if grouped else {}
-        return draw_marks(flat, axes, MEASURES["accuracy"].label, labels, looks, joined)
+                if cell.n == most[cell.data] and cell.k in blocks and cell.recipe in recipes:
+                    words = [
+                        quantity.split("_")[-1] if len(self.quantities) > 1 else "",
+                        sweep.words(cell, ["data", "resolution"]),
+                    ]
+                    key = (", ".join(word for word in words if word), sweep.words(cell, ["recipe", "k"]))
+                    found.append((key, quantity, rows))
+        return found
 
 
 def correlate(rows: Sequence[Row], quantity: str) -> dict[str, Any]:
@@ -168,4 +184,4 @@ def radius(row: Row) -> str:
     """
     if not np.isfinite(row["eps"]):
         return "radius unknown"
-    return f"{NORMS.get(row['norm'], row['norm'])} {number(row['eps'])}" if row["norm"] else "natural"
+    return f"{NORMS.get(row['norm'], row['norm'])} {radius_words(row['eps'])}" if row["norm"] else "natural"

@@ -142,15 +142,17 @@ def k_order(k: str) -> tuple[float, str]:
 
 
 def pick(values: Sequence[Any], most: int) -> list[Any]:
-    """Some of many values, evenly spread, the first and the last among them.
+    """Some of many values, evenly spread, the first and the last among them; of one the last.
 
     Args:
         values: In order.
-        most: How many at most, at least 2.
+        most: How many at most.
 
     Returns:
         The values, or so many of them.
     """
     if len(values) <= most:
         return list(values)
+    if most == 1:
+        return [values[-1]]
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

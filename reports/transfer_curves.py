@@ -40,7 +40,7 @@ class Axis:
     scale: str = "linear"
     """linear, log2, log10, or zero: logarithmic with a place for 0."""
     ticks: Sequence[tuple[float, str]] = ()
-    """Where a number stands and how it is written; none: matplotlib's."""
+    """Where a number stands and how it is written; none: whole numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ import numpy as np
 from .labels import number
 from .transfer_cells import MEASURED, Cell, Row, cell_of
 from .transfer_curves import Axis, Line
+from .transfer_lines import arm_curves
 from .transfer_tables import Sweep
-from .transfer_views import View, arm_curves
+from .transfer_views import View
 
 
 def by_hidden(sweep: Sweep) -> View:

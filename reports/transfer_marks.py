@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .panels import FRAME, LETTER, Key, add_legend, in_percent, panels, size
+from .panels import FRAME, LETTER, Key, add_legend, horizontal, in_percent, panels, size
 from .style import FAINT, Stroke, figure, styled
 from .transfer_curves import Line, handle
 
@@ -75,8 +75,8 @@ def draw_marks(
                     ax.plot([m.x[0] for m in line], [m.y[0] for m in line], color=FAINT, linewidth=0.8, zorder=1)
             for mark in here:
                 _mark(ax, mark, strokes[mark.line])
-            _ends(ax, here, x[key])
-            _name(ax, here, width - FRAME)
+            _ends(ax, here, x[key], width)
+            _name(ax, here, [strokes[mark.line].colour for mark in here], width - FRAME)
             ax.grid()
         add_legend(fig, handles)
     return fig
@@ -88,19 +88,22 @@ def _mark(ax: Axes, mark: Mark, stroke: Stroke) -> None:
     ax.plot(mark.x[1:], [mark.y[0]] * 2, color=stroke.colour, linewidth=1.1, alpha=0.45, zorder=2)
 
 
-def _ends(ax: Axes, marks: Sequence[Mark], x: Quantity) -> None:
+def _ends(ax: Axes, marks: Sequence[Mark], x: Quantity, width: float) -> None:
     """The ends of both axes: all marks, and of the bars what does not press them together."""
     if x.share:
         ax.set_xlim(*_span([mark.x for mark in marks]))
         ax.xaxis.set_major_formatter(in_percent())
         ax.locator_params(axis="x", nbins=5)
     else:
-        ax.set_xscale("log")
-        values = [mark.x[0] for mark in marks]
-        reach = max(max(values) / min(values), 1.5) ** 0.12
-        ax.set_xlim(min(values) / reach, max(values) * reach**2)
+        values = sorted({mark.x[0] for mark in marks})
+        horizontal(ax, values, "log10", [(value, _short(value)) for value in values], width)
     ax.set_ylim(*_span([mark.y for mark in marks]))
     ax.yaxis.set_major_formatter(in_percent())
+
+
+def _short(value: float) -> str:
+    size = next((size for size in (("M", 1e6), ("k", 1e3)) if value >= size[1]), ("", 1.0))
+    return f"{value / size[1]:.3g}{size[0]}"
 
 
 def _span(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
@@ -111,7 +114,7 @@ def _span(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     return float(low - 0.12 * (high - low) - 0.003), float(high + 0.12 * (high - low) + 0.003)
 
 
-def _name(ax: Axes, marks: Sequence[Mark], width: float) -> None:
+def _name(ax: Axes, marks: Sequence[Mark], colours: Sequence[str], width: float) -> None:
     """The words of each mark, where they cover neither marks nor other words nor the frame."""
     scale = np.array([width, PANEL_HEIGHT])
 
@@ -122,7 +125,7 @@ def _name(ax: Axes, marks: Sequence[Mark], width: float) -> None:
     spots = [inches(mark.x[0], mark.y[0]) for mark in marks]
     taken = [_Box(x - 0.05, y - 0.05, 0.1, 0.1) for x, y in spots]
     taken += [bar for mark in marks for bar in _bars(mark, inches)]
-    for mark, (x, y) in zip(marks, spots, strict=True):
+    for mark, colour, (x, y) in zip(marks, colours, spots, strict=True):
         if not mark.text:
             continue
         long = LETTER * len(mark.text)
@@ -136,6 +139,7 @@ def _name(ax: Axes, marks: Sequence[Mark], width: float) -> None:
             at,
             textcoords="offset points",
             fontsize=7.5,
+            color=colour,
             va="center",
             annotation_clip=False,
         )

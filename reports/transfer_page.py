@@ -160,12 +160,11 @@ def _picture(view: View, output: Output) -> Part:
     file = output.add(view.name.replace("-", "_"), frame)
     drawn = [row for row in view.curves.rows if view.curves.drawn(row)]
     words = [view.caption, basis(drawn)]
-    for name in ("k", "n"):
-        held, all_ = ({row[name] for row in rows} for rows in (drawn, view.curves.rows))
-        if held < all_:
-            words.append(
-                f"Drawn of {name}: {_join(str(value) for value in sorted(held, key=lambda v: k_order(str(v))))}."
-            )
+    for name, title in (("k", "k"), ("n", "n"), ("source", "the sources")):
+        held, known = (dict.fromkeys(row[name] for row in rows) for rows in (drawn, view.curves.rows))
+        if len(held) < len(known):
+            order = held if name == "source" else sorted(held, key=lambda value: k_order(str(value)))
+            words.append(f"Drawn of {title}: {_join(entry_of(name, value) for value in order)}.")
     return output.picture(
         view.name, view.curves.plot(), alt=view.caption, caption=f"{' '.join(words)} All numbers: {file}."
     )
@@ -207,7 +206,10 @@ def _recipes(view: Recipes, output: Output) -> list[Section]:
         return []
     parts: list[Part] = [view.grid(output.add("recipes", view.frame()))]
     if view.compared:
-        caption = "Robust accuracy against accuracy, a mark for each arm; bars are 95% t intervals over seeds. Best: top right."
+        caption = (
+            "Robust accuracy against accuracy, a mark for each arm, and k beside it where k varies; bars are 95% t "
+            "intervals over seeds. Best: top right."
+        )
         alt = "Robust accuracy against accuracy of every recipe and source"
         parts.append(output.picture("recipes", view.plot(), alt=alt, caption=caption))
     return [Section(anchor="recipes", heading="Recipes", parts=parts)]

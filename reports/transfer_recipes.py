@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from ..influence.tables import Table
 from .output import Cell as Words
 from .output import Grid
+from .panels import Key
 from .runs import table_of
 from .style import strokes
 from .tabular import estimate
-from .transfer_cells import MEASURES, PLAIN, Cell, Row, entry_of, k_order
+from .transfer_cells import MEASURES, PLAIN, Cell, Row, cell_of, entry_of, k_order
+from .transfer_lines import some
 from .transfer_marks import Mark, Quantity, draw_marks
 from .transfer_tables import Sweep
-from .transfer_views import some_sizes
 
 COLUMNS = ("accuracy", "robust accuracy", "seconds")
 PARTS = ("mean", "low", "high")
@@ -117,17 +118,30 @@ class Recipes:
         """Robust accuracy against accuracy.
 
         Returns:
-            A mark for each arm and k, named by its k where k varies; panels: target and n.
+            A mark for each arm and k, with its k beside it where k varies; panels: target and n.
         """
-        drawn, arms = some_sizes(self.sweep), self.sweep.arms()
-        marks = []
-        for cell in self.cells:
-            x, y = self.sweep.mean(cell, "accuracy"), self.sweep.mean(cell, "robust accuracy")
-            if x is None or y is None or not drawn(x):
-                continue
-            key = (self.sweep.words(cell, ["data", "resolution"]), self.sweep.words(cell, ["n"]))
-            text = self.sweep.words(cell, ["k"])
-            marks.append(Mark(panel=key, line=cell.arm, x=interval(x), y=interval(y), text=text))
+        arms = self.sweep.arms()
+
+        def panel(row: Row) -> Key:
+            cell = cell_of(row)
+            return self.sweep.words(cell, ["data", "resolution"]), self.sweep.words(cell, ["n"])
+
+        pairs = [
+            (cell, self.sweep.mean(cell, "accuracy"), self.sweep.mean(cell, "robust accuracy")) for cell in self.cells
+        ]
+        held = [(cell, x, y) for cell, x, y in pairs if x and y]
+        drawn = some(self.sweep, [x for _, x, _ in held], panel, by_size=True, by_source=False)
+        marks = [
+            Mark(
+                panel=panel(x),
+                line=cell.arm,
+                x=interval(x),
+                y=interval(y),
+                text=cell.k if "k" in self.sweep.varying else "",
+            )
+            for cell, x, y in held
+            if drawn(x)
+        ]
         present = {mark.line for mark in marks}
         labels = {arm: words for arm, words in arms.items() if arm in present}
         x_axis = {mark.panel: Quantity(label=MEASURES["accuracy"].label.replace("\n", " ")) for mark in marks}

@@ -13,8 +13,9 @@ from .labels import number
 from .runs import table_of
 from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of, word_of
 from .transfer_curves import Axis, Line
+from .transfer_lines import arm_curves
 from .transfer_tables import Sweep
-from .transfer_views import View, arm_curves
+from .transfer_views import View
 
 LEAST = 3
 """Radii of a family from which on it is drawn: two are one difference, which the page has already."""
@@ -83,7 +84,7 @@ def by_radius(sweep: Sweep) -> View:
         label=RADIUS,
         of=lambda row: float(row["eps"]),
         scale="zero" if 0.0 in radii else "log10",
-        ticks=[(radius, number(radius)) for radius in radii],
+        ticks=[(radius, radius_words(radius)) for radius in radii],
     )
     curves = arm_curves(
         sweep, rows, "Accuracies by the source's radius", axis, ["k", "n"], outer=["data"], line=_line, labels=labels
@@ -96,7 +97,7 @@ def by_radius(sweep: Sweep) -> View:
     curves = replace(curves, ringed=list(best.values()), ring_label="best of its line")
     caption = (
         "Accuracy against the radius that the source was trained with; 0 is the natural source. Radii of different norms are "
-        "not to be compared with each other."
+        f"not to be compared with each other; families of fewer than {LEAST} radii are left out."
     )
     return View(name="by-radius", heading="Radius of the source's training", curves=curves, caption=caption)
 
@@ -165,6 +166,20 @@ def _kind(sweep: Sweep, source: str, several: bool) -> Kind:
     fdm = real(sweep.fact(source, "fdm"))
     distance = f"FDM {number(fdm)}" if np.isfinite(fdm) and fdm else ""
     return Kind(str(sweep.fact(source, "architecture")) if several else "", distance)
+
+
+def radius_words(radius: float) -> str:
+    """A radius as it is usually written.
+
+    Args:
+        radius: In pixels from 0 to 1.
+
+    Returns:
+        Half and whole steps of 8-bit pixels as such, up to 12/255; else the number.
+    """
+    steps = 255 * radius
+    whole = round(2 * steps) / 2
+    return f"{whole:g}/255" if 0 < whole <= 12 and abs(steps - whole) < 0.01 else number(radius)
 
 
 def _names(words: str) -> Iterator[str]:

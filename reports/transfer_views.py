@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from .panels import Key
 from .style import strokes
 from .transfer_cells import MEASURED, Row, cell_of, pick
-from .transfer_curves import Axis, Curves, Level, Line
+from .transfer_curves import Axis, Curves, Level
+from .transfer_lines import MOST, arm_curves, drawn_sources, enough, share, size_axis
 from .transfer_tables import Sweep
 
-MOST = 3
-"""Sizes of the train set that are drawn where the axis is another thing, and values of k over epochs; tables hold all."""
 IMAGES = "train images n, logarithmic"
 BLOCKS = "residual blocks fine-tuned with the head, k"
 PER_CLASS = "train images a class, logarithmic"
@@ -56,7 +54,8 @@ def difference_by_size(sweep: Sweep) -> View:
     Returns:
         Lines: k; panels: recipe and source.
     """
-    first, rows = sweep.sources[0], sweep.from_first_source("accuracy")
+    first, recipes = sweep.sources[0], sweep.values("recipe")
+    rows = sorted(sweep.from_first_source("accuracy"), key=lambda row: recipes.index(row["recipe"]))
     lines = {(k, ""): f"k = {k}" for k in sweep.values("k")}
 
     def panel(row: Row) -> Key:
@@ -70,7 +69,7 @@ def difference_by_size(sweep: Sweep) -> View:
         line=lambda row: (row["k"], ""),
         labels=lines,
         strokes=strokes(list(lines)),
-        share=_share,
+        share=share,
     )
     caption = f"What each source gains over {first} in test accuracy, paired by seed: above zero it does better."
     return View(
@@ -137,7 +136,7 @@ def by_epoch(sweep: Sweep) -> list[View]:
     made = []
     for i, target in enumerate(targets):
         cells = [cell for cell in sweep.cells if cell.target == target]
-        shown = {(k, n) for k in pick(sweep.values("k", cells), MOST) for n in pick(sweep.values("n", cells), MOST)}
+        shown = {(k, n) for k in pick(sweep.values("k", cells), MOST + 1) for n in pick(sweep.values("n", cells), MOST)}
         curves = arm_curves(
             sweep,
             [row for row in rows if cell_of(row).target == target],
@@ -145,7 +144,7 @@ def by_epoch(sweep: Sweep) -> list[View]:
             axis,
             ["n"],
             outer=["k"],
-            drawn=_among(shown),
+            drawn=_among(shown, drawn_sources(sweep)),
         )
         words = sweep.words(cells[0], ["data", "resolution"])
         caption = f"Test accuracy after each recorded epoch{f': {words}' if words else ''}."
@@ -160,114 +159,10 @@ def by_epoch(sweep: Sweep) -> list[View]:
     return made
 
 
-def arm_curves(
-    sweep: Sweep,
-    rows: Sequence[Row],
-    title: str,
-    axis: Axis,
-    inner: Sequence[str],
-    *,
-    outer: Sequence[str] = ("data", "resolution"),
-    drawn: Callable[[Row], bool] | None = None,
-    line: Callable[[Row], Line] | None = None,
-    labels: dict[Line, str] | None = None,
-) -> Curves:
-    """Means with a line for each arm, or for each of other lines.
-
-    Args:
-        sweep: The runs.
-        rows: What may be drawn.
-        title: What the rows are.
-        axis: The horizontal axis.
-        inner: Fields that tell the panels of a row apart.
-        outer: Fields that tell rows of panels apart, beside the measure.
-        drawn: Which rows are drawn; None: where `inner` has n, those of some sizes.
-        line: Which line a row belongs to; None: its arm.
-        labels: Words of the lines; None: of the arms.
-
-    Returns:
-        The curves, without panels in which no line has two places.
-    """
-    several = len({row["measure"] for row in rows}) > 1
-
-    def panel(row: Row) -> Key:
-        measure = row["measure"] if several else ""
-        words = (sweep.words(cell_of(row), outer), measure)
-        return ", ".join(word for word in words if word), sweep.words(cell_of(row), inner)
-
-    if labels is None:
-        labels = sweep.arms()
-    if drawn is None:
-        drawn = some_sizes(sweep) if "n" in inner else _any
-    return enough(
-        Curves(
-            title=title,
-            rows=rows,
-            axis=axis,
-            panel=panel,
-            line=line or (lambda row: (row["source"], row["recipe"])),
-            labels=labels,
-            strokes=strokes(list(labels)),
-            share=_share,
-            drawn=drawn,
-        )
-    )
-
-
-def enough(curves: Curves) -> Curves:
-    """Curves without the panels in which no line has two places.
-
-    Args:
-        curves: Any.
-
-    Returns:
-        The others, perhaps none.
-    """
-    found: dict[tuple[Key, Line], set[float]] = {}
-    for row in curves.rows:
-        found.setdefault((curves.panel(row), curves.line(row)), set()).add(curves.axis.of(row))
-    kept = {panel for (panel, _), at in found.items() if len(at) > 1}
-    return replace(curves, rows=[row for row in curves.rows if curves.panel(row) in kept])
-
-
-def size_axis(rows: Iterable[Row], column: str, label: str) -> Axis:
-    """The axis of numbers of images.
-
-    Args:
-        rows: What is drawn.
-        column: Where the number stands.
-        label: Quantity and unit.
-
-    Returns:
-        A logarithmic axis with the numbers themselves as ticks.
-    """
-    ticks = [
-        (value, f"{value:,.4g}" if value < 1000 else f"{value:,.0f}") for value in sorted({row[column] for row in rows})
-    ]
-    return Axis(label=label, of=lambda row: row[column], scale="log2", ticks=ticks)
-
-
-def some_sizes(sweep: Sweep) -> Callable[[Row], bool]:
-    """Which rows are drawn where a panel is of one size of the train set.
-
-    Args:
-        sweep: The runs.
-
-    Returns:
-        True for `MOST` sizes of each data set: least, greatest and between.
-    """
-    shown = {
-        (data, n)
-        for data in sweep.values("data")
-        for n in pick(sweep.values("n", [cell for cell in sweep.cells if cell.data == data]), MOST)
-    }
-    return lambda row: (row["data"], row["n"]) in shown
-
-
 def _untouched(sweep: Sweep, curves: Curves) -> list[Level]:
     """The accuracy of every source on the target, where that is what the source was made for and its record says it."""
     found: dict[tuple[Key, str], Level] = {}
-    for row in curves.rows:
+    for row in filter(curves.drawn, curves.rows):
         source, robust = row["source"], row["measure"] == "robust accuracy"
         if sweep.fact(source, "data") != row["data"] or cell_of(row).resolution is not None:
             continue
@@ -281,14 +176,5 @@ def _untouched(sweep: Sweep, curves: Curves) -> list[Level]:
     return list(found.values())
 
 
-def _share(row: Row) -> Any:
-    """Panels of one target and measure can be read off against each other."""
-    return row["data"], row["measure"]
-
-
-def _among(shown: set[tuple[str, int]]) -> Callable[[Row], bool]:
-    return lambda row: (row["k"], row["n"]) in shown
-
-
-def _any(_: Row) -> bool:
-    return True
+def _among(shown: set[tuple[str, int]], sources: set[str]) -> Callable[[Row], bool]:
+    return lambda row: (row["k"], row["n"]) in shown and row["source"] in sources
