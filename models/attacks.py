@@ -45,10 +45,20 @@ def _ascent(grad: Float[Tensor, "b c h w"], settings: PGDSettings) -> Float[Tens
     return settings.stride * grad / _lengths(grad).clamp_min(1e-30)
 
 
-def _step(
+def step_within(
     x: Float[Tensor, "b c h w"], moved: Float[Tensor, "b c h w"], grad: Float[Tensor, "b c h w"], settings: PGDSettings
 ) -> Float[Tensor, "b c h w"]:
-    """One step from `moved`, put back into the ball around x and into the range of pixels."""
+    """One step of ascent from `moved`, put back into the ball around x and into the range of pixels.
+
+    Args:
+        x: Pixels in [0, 1], where the balls have their middle.
+        moved: Where the step begins.
+        grad: Gradient there of what is to rise.
+        settings: Ball, and length of the step.
+
+    Returns:
+        Pixels in [0, 1] within eps of x.
+    """
     # clipping never leaves the ball, since x itself is in [0, 1]: projecting and then clipping lands in both
     return (x + project(moved + _ascent(grad, settings) - x, settings)).clamp(0, 1)
 
@@ -79,7 +89,7 @@ def pgd(
         moved.requires_grad_(True)
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(loss(moved).sum(), moved)
-        moved = _step(x, moved.detach(), grad, settings)
+        moved = step_within(x, moved.detach(), grad, settings)
     return moved.detach()
 
 
@@ -185,7 +195,7 @@ def _ascend(
             found.meet(rows, moved, loss.detach(), wrong, first_success=settings.keep == "success")
             if settings.stop_early:
                 rows, moved, grad = rows[~wrong], moved[~wrong], grad[~wrong]
-        moved = _step(x[rows], moved, grad, settings) if left else moved
+        moved = step_within(x[rows], moved, grad, settings) if left else moved
 
 
 def attacked(
