@@ -185,7 +185,8 @@ def assemble(spec: ModelSpec, tensors: Mapping[str, Tensor], origin: str) -> Cla
             raise CheckpointError(
                 f"{origin} holds NaN or infinite numbers in {name}; use weights of a fit that went well."
             )
-    model.load_state_dict({name: value.to(own[name].dtype, copy=True) for name, value in tensors.items()}, assign=True)
+    own.update({name: value.to(own[name].dtype, copy=True) for name, value in tensors.items()})
+    model.load_state_dict(own, assign=True)  # `own` knows the version of its modules, which an MNASNet asks for
     return model.eval()
 
 

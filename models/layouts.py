@@ -165,11 +165,15 @@ def _strip(
         depth += 1
     if depth:
         facts.append(f"prefix {'model.' * depth} taken off")
+    # torchvision's own files of a DenseNet are older than a rule against dots in names
+    net = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value for key, value in net.items()}
     return net, normalizer, facts
 
 
 def _head(architecture: str) -> str:
-    special = {"mobilenet_v2": "classifier.1"} | dict.fromkeys(SMALL, "head") | dict.fromkeys(CIFAR, "linear")
+    special = {"mobilenet_v2": "classifier.1", "mnasnet1_0": "classifier.1"}
+    special |= {"densenet161": "classifier", "vgg16_bn": "classifier.6"}
+    special |= dict.fromkeys(SMALL, "head") | dict.fromkeys(CIFAR, "linear")
     return special.get(architecture, "fc")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,9 +57,10 @@ def load_own_model(factory: str, weights: str | Path | None) -> nn.Module:
 
 
 def _fill(model: nn.Module, path: Path) -> None:
-    state = read_state(path)
+    state = OrderedDict(read_state(path))
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # versions of its modules
     try:
-        model.load_state_dict(dict(state))
+        model.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {first}") from error

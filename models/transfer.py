@@ -4,8 +4,9 @@ A chain lists the modules of a network in the order of its forward pass, so that
 last k residual blocks are the chain from the k-th last block on; 0 is the head alone.
 
 CARTL counts the head as 1 and, in a wide residual network, the batch-norm and rectifier after the last block as 2: its k
-is ours + 2 there (34-10 has 17 of them, 15 here), and ours + 1 in other networks. `split(..., counting="cartl")` takes its
-k; 1 is our 0, and 2 in a wide residual network, the last batch-norm and the head, has no other name here.
+is ours + 2 there (34-10 has 17 of them, 15 here) and in a DenseNet, and ours + 1 in other networks.
+`split(..., counting="cartl")` takes its k; 1 is our 0, and 2 in a wide residual network, the last batch-norm and the head, has no
+other name here.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from .. import UsageError
-from .cifar import CifarResNet, WideResNet
+from .chains import Chain, chain, is_block
 from .device import seeded
 from .heads import HeadSpec, find_head, renew_head
-from .zoo import Classifier, SmallResNet
-
-Chain = list[tuple[str, nn.Module]]
+from .zoo import Classifier
 
 
 class Split(NamedTuple):
@@ -49,85 +48,14 @@ class Split(NamedTuple):
     @property
     def blocks(self) -> int:
         """Residual blocks in the trained part, however they were counted when it was asked for."""
-        return sum(_is_block("", module) for module in self.trained)
-
-
-def chain(model: nn.Module) -> Chain:
-    """The modules of a network in order; composed, they are its forward pass.
-
-    Args:
-        model: A network of the zoo, a torchvision ResNet or MobileNetV2, or one of these behind a normaliser.
-
-    Returns:
-        Names within the model, and modules. A step that is no module of the network (flattening) is a fresh one
-        without parameters.
-
-    Raises:
-        UsageError: The order of this network's modules is not known.
-    """
-    links = _known_chain(model)
-    if links is None:
-        raise UsageError(
-            f"The blocks of a {type(model).__name__} are not known; use a network of the zoo, a torchvision ResNet or "
-            "MobileNetV2, or name the parameters."
-        )
-    return links
-
-
-def _known_chain(model: nn.Module) -> Chain | None:
-    if isinstance(model, Classifier):
-        inner = _known_chain(model.net)
-        return None if inner is None else [("normalizer", model.normalizer), *((f"net.{k}", m) for k, m in inner)]
-    if isinstance(model, SmallResNet):
-        blocks = _children(model, "stage1", "stage2", "stage3")
-        return [("stem", model.stem), *blocks, ("pool", model.pool), ("head", model.head)]
-    if isinstance(model, WideResNet):
-        blocks = _children(model, "block1.layer", "block2.layer", "block3.layer")
-        return [*_named_links(model, "conv1"), *blocks, *_named_links(model, "bn1", "relu", "pool", "fc")]
-    if isinstance(model, CifarResNet):
-        blocks = _children(model, "layer1", "layer2", "layer3", "layer4")
-        return [*_named_links(model, "conv1", "bn1", "relu"), *blocks, *_named_links(model, "pool", "linear")]
-    from torchvision.models import MobileNetV2, ResNet
-
-    if isinstance(model, ResNet):
-        return _resnet_chain(model)
-    if isinstance(model, MobileNetV2):
-        features = [(f"features.{i}", m) for i, m in model.features.named_children()]
-        pool = ("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)))
-        return [*features, pool, *((f"classifier.{i}", m) for i, m in model.classifier.named_children())]
-    return None
-
-
-def _named_links(model: nn.Module, *names: str) -> Chain:
-    return [(name, model.get_submodule(name)) for name in names]
-
-
-def _children(model: nn.Module, *stages: str) -> Chain:
-    """The blocks of some stages, in order."""
-    return [(f"{s}.{i}", block) for s in stages for i, block in model.get_submodule(s).named_children()]
-
-
-def _resnet_chain(model: nn.Module) -> Chain:
-    stem = _named_links(model, "conv1", "bn1", "relu", "maxpool")
-    blocks = _children(model, "layer1", "layer2", "layer3", "layer4")
-    pool = ("avgpool", model.get_submodule("avgpool"))
-    head = (
-        [(f"fc.{i}", m) for i, m in fc.named_children()]
-        if isinstance(fc := model.get_submodule("fc"), nn.Sequential)
-        else [("fc", fc)]
-    )
-    return [*stem, *blocks, pool, ("flatten", nn.Flatten(1)), *head]
-
-
-def _is_block(name: str, module: nn.Module) -> bool:
-    kinds = {"BasicBlock", "Bottleneck", "InvertedResidual", "WideBlock"}
-    return any(kind.__name__ in kinds for kind in type(module).__mro__)
+        return sum(is_block(module) for module in self.trained)
 
 
 def block_names(model: nn.Module) -> list[str]:
     """Names of the residual blocks, first to last.
 
-    MobileNetV2's last 1x1 convolution follows its last block and is trained with it.
+    A last convolution or batch-norm that follows the last block is trained with it. A DenseNet has its dense blocks here, and a
+    VGG has none.
 
     Args:
         model: A network that `chain` knows, or one with an attribute `upweight_blocks` that lists module names.
@@ -140,7 +68,7 @@ def block_names(model: nn.Module) -> list[str]:
     """
     own = getattr(model, "upweight_blocks", None)
     if own is None:
-        return [name for name, module in chain(model) if _is_block(name, module)]
+        return [name for name, module in chain(model) if is_block(module)]
     modules = dict(model.named_modules())
     for name in own:
         if name not in modules:
@@ -216,7 +144,7 @@ def _check_k(k: int, blocks: int) -> None:
 
 
 def _cut(model: nn.Module, links: Chain, k: int) -> int:
-    blocks = [position for position, link in enumerate(links) if _is_block(*link)]
+    blocks = [position for position, (_, module) in enumerate(links) if is_block(module)]
     _check_k(k, len(blocks))
     if k:
         return blocks[-k]
@@ -226,10 +154,11 @@ def _cut(model: nn.Module, links: Chain, k: int) -> int:
 
 
 def _cartl_cut(model: nn.Module, links: Chain, k: int) -> int:
-    units = [position for position, link in enumerate(links) if _is_block(*link)]
+    units = [position for position, (_, module) in enumerate(links) if is_block(module)]
     head = _cut(model, links, 0)
-    after = [i for i in range(units[-1] + 1, head) if isinstance(links[i][1], nn.BatchNorm2d)]
-    units += [*after[:1], head]
+    if units and isinstance(links[units[-1] + 1][1], nn.BatchNorm2d):
+        units.append(units[-1] + 1)
+    units.append(head)
     if not 1 <= k <= len(units):
         raise UsageError(
             f"k is {k}, but this network has {len(units)} blocks as CARTL counts them; choose 1 (the head alone) to {len(units)}."

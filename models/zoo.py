@@ -15,7 +15,10 @@ from .blocks import BasicBlock
 from .cifar import CIFAR, WIDE, CifarResNet, WideResNet
 from .heads import HeadSpec, renew_head
 
-_TORCHVISION = ("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2", "resnext50_32x4d", "wide_resnet50_4")
+_TORCHVISION = (
+    *("resnet18", "resnet50", "wide_resnet50_2", "mobilenet_v2", "resnext50_32x4d", "wide_resnet50_4"),
+    *("densenet161", "mnasnet1_0", "shufflenet_v2_x1_0", "vgg16_bn"),
+)
 SMALL = {"small_resnet": (16, 32, 48), "small_resnet_half": (8, 16, 24), "small_resnet_double": (32, 64, 96)}
 """Channels of the three stages of the small residual networks."""
 ARCHITECTURES: tuple[str, ...] = (*SMALL, *_TORCHVISION, *WIDE, *CIFAR)
@@ -151,6 +154,9 @@ def _network(spec: ModelSpec) -> nn.Module:
     if spec.architecture == "wide_resnet50_4":  # of Salman et al.; torchvision's own wide_resnet50_2 is made like this
         return models.resnet50(weights=None, num_classes=spec.num_classes, width_per_group=256)  # type: ignore[no-any-return]
     net: nn.Module = getattr(models, spec.architecture)(weights=None, num_classes=spec.num_classes)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.inplace = False  # MNASNet's would change the features that something else still looks at
     return net
 
 

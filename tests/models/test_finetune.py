@@ -184,6 +184,26 @@ def test_dropout_is_seeded(tmp_path):
     assert same(weights(runs[0]), weights(runs[1]))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "block"), [("mnasnet1_0", "net.layers.13"), ("shufflenet_v2_x1_0", "net.stage4.3")]
+)
+def test_other_families_are_fine_tuned_too(tmp_path, architecture, block):
+    torch.manual_seed(0)
+    model = build(architecture, num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3, input_shape=(3, 64, 64))
+    save_model(tmp_path / "m.safetensors", model, {})
+    x = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    np.savez(tmp_path / "few.npz", x=x, y=np.arange(12) % 2)
+    data = load_data(DataSettings(data=str(tmp_path / "few.npz")), (3, 64, 64))
+    for k in (0, 1):
+        run = fine_tune(tmp_path / "m.safetensors", data, quick(k=k, n=12, epochs=1), tmp_path / f"{k}")
+        moved = {name for name, value in weights(run).items() if not torch.equal(value, model.state_dict()[name])}
+        head = {name for name in moved if name.startswith(("net.classifier", "net.fc"))}
+        assert len(head) == 2 and run.info["k"] == k
+        assert any(name.startswith(block) for name in moved) == bool(k)
+        assert not k or not any(name.startswith(("net.layers.8", "net.stage2", "net.conv1")) for name in moved)
+        assert k or moved == head
+
+
 def test_record_says_how_the_run_was_made(tmp_path, source, digits):
     run = fine_tune(source, digits, quick(n=41, evaluate_every=2, epochs=4), tmp_path)
     info = json.loads((tmp_path / "run.json").read_text())

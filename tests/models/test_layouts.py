@@ -1,5 +1,6 @@
 """Checkpoints of other projects, each faked in its own layout and saved as that project saves them."""
 
+import re
 import sys
 import types
 import warnings
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision import models as torchvision_models
 from upweight import UsageError
 from upweight.models.checkpoints import load_model
 from upweight.models.errors import CheckpointError
+from upweight.models.layouts import interpret
 from upweight.models.transfer import split
 from upweight.models.zoo import IMAGENET_MEAN, IMAGENET_STD, build
 
@@ -86,6 +89,52 @@ def test_twice_wrapped_and_without_counters(tmp_path, nets):
     assert "prefix model.model. taken off" in loaded.metadata["found"]
     assert "52 batch-norm layers without num_batches_tracked" in loaded.metadata["found"]
     assert loaded.model.net.features[0][1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["mnasnet1_0", "shufflenet_v2_x1_0", "densenet161"])
+def test_other_families_wrapped_as_microsofts_are(tmp_path, name):
+    """Torchvision's own network under the names that a module around it, the attacker and the data-parallel one put before."""
+    torch.manual_seed(0)
+    theirs = lived(getattr(torchvision_models, name)(weights=None, num_classes=1000 if name == "mnasnet1_0" else 6))
+    state = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    layout = robustness_layout(state, prefix="module.model.model.", attacker=name != "densenet161")
+    path = tmp_path / f"{name}_l2_eps3.ckpt"
+    torch.save({"model": layout, "epoch": 89, "schedule": None}, path)
+    loaded = load_model(path, input_shape=(3, 64, 64))
+    assert (loaded.spec.architecture, loaded.spec.input_shape) == (name, (3, 64, 64))
+    assert "prefix model.model. taken off" in loaded.metadata["found"]
+    assert_holds(loaded, state)
+    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    assert_answers(loaded, x, logits(theirs, x))
+    parts = split(loaded.model, 0)
+    with torch.no_grad():
+        assert torch.equal(parts.trained(parts.frozen(x)), loaded.model(x))
+
+
+def test_vgg_is_told_by_names_and_shapes():
+    with torch.device("meta"):
+        theirs = torchvision_models.vgg16_bn(weights=None)
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in theirs.state_dict().items()}  # takes no memory
+    found = interpret(
+        {"model": robustness_layout(state, prefix="module.model.model.", attacker=False)}, "vgg16_bn.ckpt"
+    )
+    assert (found.spec.architecture, found.spec.num_classes, found.spec.input_shape) == (
+        "vgg16_bn",
+        1000,
+        (3, 224, 224),
+    )
+    assert found.spec.mean == MEAN and len(found.tensors) == len(state) + 2
+
+
+def test_old_names_of_dense_layers(tmp_path):
+    with torch.device("meta"):
+        theirs = torchvision_models.densenet161(weights=None)
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in theirs.state_dict().items()}
+    old = {re.sub(r"(denselayer\d+\.(norm|conv))([12])\.", r"\1.\3.", key): value for key, value in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    found = interpret(old, "densenet161-8d451a50.pth")
+    assert found.spec.architecture == "densenet161" and found.spec.mean == IMAGENET_MEAN
+    assert {key.removeprefix("net.") for key in found.tensors if key.startswith("net.")} == state.keys()
 
 
 def imagenet_sized(state):

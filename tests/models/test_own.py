@@ -52,6 +52,17 @@ def test_factory_and_weights_in_every_dress(theirs, tmp_path, nested, how):
     assert not model[2].training
 
 
+def test_networks_that_ask_for_the_version_of_their_modules_are_filled(theirs, tmp_path):
+    (tmp_path / "their_network.py").write_text(
+        "from torchvision.models import mnasnet0_5\n\ndef make():\n    return mnasnet0_5(weights=None, num_classes=2)\n"
+    )
+    torch.manual_seed(0)
+    wanted = load_own_model(theirs, None).state_dict()
+    torch.save(wanted, tmp_path / "w.pt")
+    found = load_own_model(theirs, tmp_path / "w.pt").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_without_weights_the_network_is_as_the_factory_made_it(theirs):
     assert isinstance(load_own_model(theirs, None), nn.Sequential)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models as torchvision_models
+from torchvision.models import vgg
 from upweight import UsageError
 from upweight.models.transfer import block_names, chain, head_name, resolve_parameters, split, with_new_head
 from upweight.models.zoo import ARCHITECTURES, SMALL, build
@@ -17,6 +18,7 @@ BLOCKS |= {
     "cifar_resnet50": 16,
 }
 BLOCKS |= dict.fromkeys(SMALL, 9)
+BLOCKS |= {"densenet161": 4, "mnasnet1_0": 16, "shufflenet_v2_x1_0": 16, "vgg16_bn": 0}
 BLOCKS |= {"wrn_10_1": 3, "wrn_16_1": 6, "wrn_28_4": 12, "wrn_34_10": 15, "wrn_32_10": 15}
 
 
@@ -43,6 +45,9 @@ def network(architecture, device="cpu"):
         "wrn_16_1",
         "cifar_resnet18",
         "cifar_resnet50",
+        "densenet161",
+        "mnasnet1_0",
+        "shufflenet_v2_x1_0",
     ],
 )
 def test_chain_composes_to_the_forward_pass(architecture):
@@ -60,6 +65,41 @@ def test_chain_composes_to_the_forward_pass(architecture):
         for k in (0, 1, BLOCKS[architecture]):
             parts = split(model, k)
             assert torch.equal(parts.trained.eval()(parts.frozen.eval()(x)), expected)
+
+
+def test_vgg_composes_and_its_head_is_its_last_layer():
+    torch.manual_seed(0)
+    layers = vgg.make_layers([8, "M", 16, "M"], batch_norm=True)
+    with torch.device("meta"):  # its own hidden layers are too large for a test
+        model = torchvision_models.VGG(layers, num_classes=5, init_weights=False)
+    hidden = nn.Linear(16 * 49, 12), nn.ReLU(True), nn.Dropout(), nn.Linear(12, 8), nn.ReLU(True), nn.Dropout()
+    model.classifier = nn.Sequential(*hidden, nn.Linear(8, 5))
+    model.eval()
+    x = torch.rand(3, 3, 30, 30, generator=torch.Generator().manual_seed(1))
+    parts = split(model, 0)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(parts.trained.eval()(parts.frozen.eval()(x)), expected)
+        assert parts.frozen(x).shape == (3, 8) and parts.frozen(x).min() >= 0  # behind the last rectifier
+    assert parts.parameters == ("classifier.6.weight", "classifier.6.bias")
+    assert len(split(model, "all").parameters) == len(list(model.parameters()))
+    assert split(model, 1, counting="cartl").parameters == parts.parameters
+    with pytest.raises(UsageError, match="has 1 blocks as CARTL counts them"):
+        split(model, 2, counting="cartl")
+
+
+def test_families_are_cut_where_their_blocks_begin():
+    dense = network("densenet161", "meta")
+    last = modules_of(split(dense, 1).parameters)
+    assert last == {"features.denseblock4", "features.norm5", "classifier.weight", "classifier.bias"}
+    assert modules_of(split(dense, 2).parameters) == last | {"features.denseblock3", "features.transition3"}
+    assert modules_of(split(dense, 2, counting="cartl").parameters) == last - {"features.denseblock4"}
+    mobile = network("mnasnet1_0", "meta")
+    assert modules_of(split(mobile, 1).parameters) == {"layers.13", "layers.14", "layers.15", "classifier.1"}
+    assert block_names(mobile)[-2:] == ["net.layers.12.3", "net.layers.13.0"]
+    shuffled = network("shufflenet_v2_x1_0", "meta")
+    assert modules_of(split(shuffled, 1).parameters) == {"stage4.3", "conv5.0", "conv5.1", "fc.weight", "fc.bias"}
+    assert not any(isinstance(module, nn.Dropout) and module.inplace for module in mobile.modules())
 
 
 def test_wide_resnet_is_chained_as_its_narrow_twin():

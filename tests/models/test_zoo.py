@@ -58,7 +58,7 @@ def test_spec_refuses_what_cannot_be_built(changes, words):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="small_resnet, .*resnet18, resnet50, wide_resnet50_2, mobilenet_v2"):
+    with pytest.raises(UsageError, match=r"small_resnet, .*resnet18, resnet50, wide_resnet50_2, mobilenet_v2"):
         build("resnet34", num_classes=2, mean=(0.0,), std=(1.0,))
 
 
