@@ -18,6 +18,9 @@ from ..influence.tables import Table
 from .runs import stack
 from .style import smaller, to_png
 
+LONG = 24
+"""Lines from which on the table of a sweep is folded."""
+
 Cell = str | tuple[str, str]
 """Words of a table's cell, or words and the smaller words below them."""
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .panels import FRAME, LETTER, Key, add_legend, horizontal, in_percent, panels, size
-from .style import FAINT, Stroke, figure, styled
+from .style import FAINT, INK, Stroke, figure, styled
 from .transfer_curves import Line, handle
 
 TEXT_HEIGHT = 0.13
@@ -76,7 +76,7 @@ def draw_marks(
             for mark in here:
                 _mark(ax, mark, strokes[mark.line])
             _ends(ax, here, x[key], width)
-            _name(ax, here, [strokes[mark.line].colour for mark in here], width - FRAME)
+            _name(ax, here, [strokes[mark.line].colour if labels else INK for mark in here], width - FRAME)
             ax.grid()
         add_legend(fig, handles)
     return fig

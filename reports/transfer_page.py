@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import __version__
 from ..influence.tables import Table
-from .output import Grid, Output, Part, Section, grid
+from .output import LONG, Grid, Output, Part, Section, grid
 from .progress import Report, Steps
 from .runs import table_of
 from .tabular import estimate_grid
@@ -19,14 +19,12 @@ from .transfer_accuracy import SourceAccuracy
 from .transfer_cells import EMPTY, MEASURED, PLAIN, Cell, Row, entry_of, k_order
 from .transfer_heads import by_hidden
 from .transfer_recipes import Recipes
-from .transfer_sources import best_radii, by_radius
+from .transfer_sources import best_grid, best_radii, by_radius
 from .transfer_tables import Sweep
 from .transfer_views import View, by_blocks, by_epoch, by_size, difference_by_size, few_data
 from .transfer_words import conclude, seeds_words
 
 SCHEMA, SCHEMA_VERSION = "upweight-transfer-stats", 1
-LONG = 24
-"""Lines from which on a table is folded."""
 VIEWS: tuple[Callable[[Sweep], View], ...] = (by_size, difference_by_size, by_blocks, by_radius, by_hidden, few_data)
 
 
@@ -192,12 +190,7 @@ def _best(sweep: Sweep, output: Output) -> list[Section]:
     table = best_radii(sweep)
     if not len(table):
         return []
-    fields = [name for name in ("data", "resolution", "k", "n", "recipe") if name in sweep.varying]
-    head = {name: name for name in (*fields, "measure", "family", "eps", "mean", "low", "high", "seeds")}
-    head |= {"gain": "gain over least eps", "gain_low": "low ", "gain_high": "high "}
-    head |= {"second_eps": "second eps", "lead": "lead over second", "lead_low": "low  ", "lead_high": "high  "}
-    caption = "The best radius of each target, its gain over the least radius and its lead over the second best, paired by seed"
-    part = grid(table, head, output.add("best_radius", table), caption, folded=len(table) > LONG)
+    part = best_grid(sweep, table, output.add("best_radius", table))
     return [Section(anchor="best-radius", heading="Best radius of each target", parts=[part])]
 
 

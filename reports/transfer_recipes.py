@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..influence.tables import Table
+from .output import LONG, Grid
 from .output import Cell as Words
-from .output import Grid
 from .panels import Key
 from .runs import table_of
 from .style import strokes
@@ -111,7 +111,7 @@ class Recipes:
             head=["recipe", *fields, *(heads[m] for m in self.shown)],
             body=body,
             file=file,
-            folded=len(body) > 40,
+            folded=len(body) > LONG,
         )
 
     def plot(self) -> Figure:

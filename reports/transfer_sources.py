@@ -10,8 +10,11 @@ import numpy as np
 
 from ..influence.tables import Table
 from .labels import number
+from .output import LONG, Grid
+from .output import Cell as Words
 from .runs import table_of
-from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of, word_of
+from .tabular import estimate
+from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of, entry_of, word_of
 from .transfer_curves import Axis, Line
 from .transfer_lines import arm_curves
 from .transfer_tables import Sweep
@@ -120,6 +123,42 @@ def best_radii(sweep: Sweep) -> Table:
         if (row := _best(sweep, name, cells, measure)) is not None
     ]
     return table_of(rows, "Best radius of the source's training", BEST)
+
+
+def best_grid(sweep: Sweep, table: Table, file: str) -> Grid:
+    """The table as a part of the page.
+
+    Args:
+        sweep: The runs.
+        table: From `best_radii`.
+        file: CSV with the same numbers.
+
+    Returns:
+        The part; fields that do not vary are left out.
+    """
+    fields = [name for name in ("data", "resolution", "k", "n", "recipe") if name in sweep.varying]
+    told = ["measure"] * (len({*table["measure"]}) > 1) + ["family"] * (len({*table["family"]}) > 1)
+    body: list[list[Words]] = []
+    for row in table.rows():
+        cell = cell_of(row)
+        words: list[Words] = [*(entry_of(name, getattr(cell, name)) for name in fields), *(row[name] for name in told)]
+        best = [radius_words(row["eps"]), estimate({**row, "minus": ""})]
+        body.append([*words, *best, _part(row, "gain"), radius_words(row["second_eps"]), _part(row, "lead")])
+    return Grid(
+        caption="The best radius of each target in percent; its gain over the least radius and its lead over the second best in "
+        "points, paired by seed. It is picked by the runs that it is judged by, which flatters both",
+        head=[*fields, *told, "best", "mean", "gain", "second", "lead"],
+        body=body,
+        file=file,
+        folded=len(body) > LONG,
+    )
+
+
+def _part(row: Row, name: str) -> Words:
+    """A difference of the table, in points."""
+    if not np.isfinite(row[name]):
+        return "–"
+    return estimate({"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "minus": name})
 
 
 def _best(sweep: Sweep, name: str, cells: Mapping[float, Cell], measure: str) -> Row | None:

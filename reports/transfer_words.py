@@ -16,6 +16,7 @@ MANY = 4
 """From more sentences of one kind on, they become one that counts."""
 INTERVALS = 20
 """Number of intervals from which on it is said how many exclude zero by chance."""
+QUANTITY = {"accuracy": "test accuracy"}
 PLACE = ("data", "resolution", "recipe", "source", "k", "n")
 
 
@@ -28,15 +29,9 @@ def conclude(sweep: Sweep) -> list[str]:
     Returns:
         Sentences; none of a kind that the runs lack the data for.
     """
-    sentences = [
-        *_sources(sweep),
-        *_recipes(sweep),
-        *_blocks(sweep),
-        *_radii(sweep),
-        *_correlations(sweep),
-        _seeds(sweep),
-    ]
-    return [sentence for sentence in sentences if sentence]
+    sentences = [*_sources(sweep), *_recipes(sweep), *_blocks(sweep), *_radii(sweep), *_correlations(sweep)]
+    ordered = [_seeds(sweep), *sentences] if seeds_words(sweep) == "1" else [*sentences, _seeds(sweep)]
+    return [sentence for sentence in ordered if sentence]
 
 
 def seeds_words(sweep: Sweep) -> str:
@@ -52,61 +47,66 @@ def seeds_words(sweep: Sweep) -> str:
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-def tally(rows: Sequence[Row], of: str, minus: str, what: str) -> str:
-    """How often one thing is above another, and where the intervals say so.
+def tally(rows: Sequence[Row], measure: str) -> str:
+    """How often one thing is above another, and how often the seeds decide it.
 
     Args:
         rows: Differences.
-        of: Words for what is above.
-        minus: Words for what was taken away.
-        what: The quantity.
+        measure: Key of MEASURES.
 
     Returns:
-        A sentence.
+        A clause.
     """
-    above, below = (sum(sign * row["mean"] > 0 for row in rows) for sign in (1, -1))
-    text = f"{of} is above {minus} in {what} in {above} of {len(rows)} {'cell' if len(rows) == 1 else 'cells'}"
-    text += f", below it in {below}" if below else ""
-    known = [row for row in rows if np.isfinite(row["low"])]
-    if not known:
-        return f"{text}; there is no pair of seeds for an interval, so none of this is decided."
-    up, down = (sum(row["low"] > 0 for row in known), sum(row["high"] < 0 for row in known))
-    if not up + down:
-        return f"{text}; no 95% interval excludes zero, so none of this is decided."
-    sides = f"above in {up}, below in {down}" if down and up else "above" if up else "below"
-    left = len(rows) - up - down
-    text += f"; the 95% interval excludes zero in {up + down} ({sides})" + (
-        f" and leaves {left} open." if left else "."
-    )
-    return text
+    counts = {
+        "higher": sum(row["mean"] > 0 for row in rows),
+        "lower": sum(row["mean"] < 0 for row in rows),
+        "equal": sum(row["mean"] == 0 for row in rows),
+    }
+    held = " and ".join(f"{word} in {count}" for word, count in counts.items() if count)
+    text = f"{QUANTITY.get(measure, measure)} is {held} of {len(rows)} {'cell' if len(rows) == 1 else 'cells'}"
+    if not any(np.isfinite(row["low"]) for row in rows):
+        return text
+    up, down = (sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows))
+    sides = ", ".join(f"{count} {word}" for word, count in (("higher", up), ("lower", down)) if count)
+    decided = "all decided" if len(rows) in {up, down} else f"decided: {sides}" if sides else "none decided"
+    return f"{text} ({decided})"
 
 
 def _sources(sweep: Sweep) -> list[str]:
     """Every source against the first."""
     first, *others = sweep.sources
-    found = []
-    for measure in MEASURED:
-        rows = sweep.from_first_source(measure)
-        of_source = {s: mine for s in others if (mine := [row for row in rows if row["source"] == s])}
-        what = "test accuracy" if measure == "accuracy" else measure
-        if len(of_source) > MANY:
-            found.append(tally(rows, "A source", first, what).replace("cells", "pairs of cells"))
-        else:
-            found += [tally(mine, s, first, what) + _greatest(sweep, mine) for s, mine in of_source.items()]
-    intervals = sum(np.isfinite(row["low"]) for m in MEASURED for row in sweep.from_first_source(m))
+    rows = {measure: sweep.from_first_source(measure) for measure in MEASURED}
+    if len(others) > MANY:
+        clauses = [tally(found, measure) for measure, found in rows.items() if found]
+        found = [f"The other {len(others)} sources against {first}: {'; '.join(clauses)}."] if clauses else []
+    else:
+        found = [
+            f"{source} against {first}: {'; '.join(clauses)}."
+            for source in others
+            if (
+                clauses := [
+                    _clause(sweep, measure, mine) for measure in MEASURED if (mine := _of(rows[measure], source))
+                ]
+            )
+        ]
+    intervals = sum(bool(np.isfinite(row["low"])) for of_measure in rows.values() for row in of_measure)
     if intervals >= INTERVALS:
         found.append(f"Of {intervals} such intervals about {round(intervals / 20)} exclude zero by chance alone.")
     return found
 
 
-def _greatest(sweep: Sweep, rows: Sequence[Row]) -> str:
-    """The greatest of the differences that are decided."""
+def _of(rows: Iterable[Row], source: str) -> list[Row]:
+    return [row for row in rows if row["source"] == source]
+
+
+def _clause(sweep: Sweep, measure: str, rows: Sequence[Row]) -> str:
+    """The tally, with the greatest of the differences that are decided."""
     decided = [row for row in rows if row["low"] > 0 or row["high"] < 0]
     if len(decided) < 2:
-        return ""
+        return tally(rows, measure)
     most = max(decided, key=lambda row: abs(row["mean"]))
     where = sweep.words(cell_of(most), [name for name in PLACE if name != "source"])
-    return f" The greatest of them is {_difference(most)}{f' ({where})' if where else ''}."
+    return f"{tally(rows, measure)}, the greatest {_difference(most)}{f' at {where}' if where else ''}"
 
 
 def _recipes(sweep: Sweep) -> list[str]:
@@ -118,17 +118,14 @@ def _recipes(sweep: Sweep) -> list[str]:
     found = []
     for recipe in (r for r in recipes if r != base):
         cells = [cell for cell in sweep.cells if cell.recipe == recipe]
-        for measure in MEASURED:
-            rows = _rows(sweep.difference(cell, cell._replace(recipe=base), measure) for cell in cells)
-            if rows:
-                found.append(tally(rows, recipe, base or PLAIN, "test accuracy" if measure == "accuracy" else measure))
+        rows = {m: _rows(sweep.difference(cell, cell._replace(recipe=base), m) for cell in cells) for m in MEASURED}
+        clauses = [tally(mine, measure) for measure, mine in rows.items() if mine]
         if cost := _cost(sweep, cells, base):
-            found.append(
-                f"{recipe} took {number(cost)} times the seconds of {base or PLAIN} in training (geometric mean)."
-            )
-    if len(found) > 3 * MANY:
-        found = []
-    return [*found, *(_leader(sweep, target, measure) for target in sweep.values("target") for measure in MEASURED)]
+            clauses.append(f"training took {number(cost)} times the seconds (geometric mean)")
+        if clauses:
+            found.append(f"{recipe} against {base or PLAIN}, same source, k and n: {'; '.join(clauses)}.")
+    leaders = [_leader(sweep, target, measure) for target in sweep.values("target") for measure in MEASURED]
+    return [*(found if len(found) <= MANY else []), *(leaders if len(leaders) <= 2 * MANY else [])]
 
 
 def _cost(sweep: Sweep, cells: Iterable[Cell], base: str) -> float:
@@ -148,11 +145,9 @@ def _leader(sweep: Sweep, target: tuple[str, float | None], measure: str) -> str
     best, second = sorted(means, key=lambda cell: -means[cell])[:2]
     words = [sweep.words(cell, ["source", "recipe", "k"]) for cell in (best, second)]
     where = sweep.words(best, ["data", "resolution", "n"])
-    lead = sweep.difference(best, second, measure)
-    return (
-        f"The highest {measure}{f' on {where}' if where else ''} is that of {words[0]}: {percent(means[best])}. Its lead over "
-        f"the next, {words[1]}, {_decided(lead)}."
-    )
+    what = f"{QUANTITY.get(measure, measure)}{f' at {where}' if where else ''}"
+    lead = f"Its lead over the next, {words[1]}, {_decided(sweep.difference(best, second, measure))}."
+    return f"The highest {what} is that of {words[0]}: {percent(means[best])}. {lead}"
 
 
 def _blocks(sweep: Sweep) -> list[str]:
@@ -165,7 +160,7 @@ def _blocks(sweep: Sweep) -> list[str]:
             continue
         few, many = cells[0], cells[-1]
         rows = _rows(sweep.difference(many, few, measure) for measure in MEASURED)
-        parts = [f"{row['measure']} changes by {_difference(row)}" for row in rows]
+        parts = [f"{QUANTITY.get(row['measure'], row['measure'])} changes by {_difference(row)}" for row in rows]
         where = sweep.words(few, ["source", "data", "resolution", "recipe", "n"]) or few.source
         if parts:
             found.append(f"From k = {few.k} to k = {many.k} ({where}): {', '.join(parts)}.")
@@ -230,8 +225,11 @@ def _seeds(sweep: Sweep) -> str:
         return (
             f"There is one seed: no number here has an interval, and no difference is decided. All runs share {same}."
         )
+    text = (
+        "Decided means that the 95% interval of the difference, paired by seed, excludes zero. "
+        f"A cell has {words} seeds, which speak of other subsets and training runs, with {same}."
+    )
     single = sum(len(runs) == 1 for runs in sweep.cells.values())
-    text = f"A cell has {words} seeds, which speak of other subsets and training runs, with {same}."
     return f"{text} {single} of {len(sweep.cells)} cells have one seed and no interval." if single else text
 
 
