@@ -15,7 +15,7 @@ from . import UsageError
 from .models.errors import RunMismatch
 from .options import ConfigError, save_config
 from .sweep_plan import RunSpec, SourceSpec, Sweep
-from .sweep_tables import sweep_tables
+from .sweep_tables import summary, sweep_tables
 from .sweep_work import Bench, Failure, Job, in_processes, one_by_one
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ class SweepReport:
         """For the terminal.
 
         Returns:
-            How many runs there are, and where the page lies.
+            What was found, and where the page lies.
         """
-        return f"{self.made} runs\nReport: {self.page}"
+        found = [f"- {words}" for words in self.stats["conclusions"]]
+        return "\n".join([summary(self.stats).to_text(), *found, f"Report: {self.page}"])
 
 
 def run_sweep(

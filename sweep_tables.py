@@ -14,6 +14,11 @@ from .sweep_work import Bench
 if TYPE_CHECKING:
     from .influence.tables import Table
 
+CELL = ("data", "resolution", "recipe", "source", "k", "n")
+"""What runs of one cell have in common."""
+SHARES = ("accuracy", "robust accuracy")
+"""Measures of a cell that are shares of images."""
+
 
 def sweep_tables(bench: Bench, runs: Sequence[RunSpec]) -> tuple[Table, Table, Table]:
     """What a sweep has found, as tidy tables.
@@ -59,6 +64,7 @@ def _run_row(bench: Bench, run: RunSpec, info: Mapping[str, Any]) -> dict[str, A
     attacked = None if attack is None else standing_record(bench.sweep.folder(run), attack)
     return {
         **_identity(run, info),
+        "classes": len(info["data"]["class_names"]),
         "trained_blocks": parts.blocks,
         "seed": settings.seed,
         "epochs": info["settings"]["epochs"],
@@ -111,3 +117,41 @@ def _attack_words(held: Mapping[str, Any]) -> str:
     names = [field.name for field in fields(PGDSettings)]
     told = {name: held[f"pgd_{name}"] for name in names if f"pgd_{name}" in held}
     return PGDSettings(**told).label if told else ""
+
+
+def summary(stats: Mapping[str, Any]) -> Table:
+    """What a terminal shows of a sweep.
+
+    Args:
+        stats: What stats.json holds.
+
+    Returns:
+        A line for every cell, with its measures in percent; of what is the same in all of them nothing is said.
+    """
+    from .reports.runs import table_of
+
+    columns = stats["tables"]["cells"]["columns"]
+    told = [name for name in CELL if len(set(columns.get(name, ()))) > 1]
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        if not row["minus"] and row["measure"] in SHARES:
+            lines.setdefault(tuple(row[name] for name in CELL), {})[row["measure"]] = _percent(row)
+    measures = dict.fromkeys(measure for found in lines.values() for measure in found)
+    rows = [
+        {name: _word(value) for name, value in zip(CELL, key, strict=True) if name in told}
+        | {f"test {measure}": found.get(measure, "") for measure in measures}
+        for key, found in lines.items()
+    ]
+    return table_of(rows, "Percent of test images, mean over seeds [95% interval]")
+
+
+def _word(value: Any) -> str:
+    return "as it is" if value is None else str(value) or "plain"
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    """A share in percent, with its interval as far as shares can go."""
+    parts = (row[name] for name in ("mean", "low", "high"))
+    mean, low, high = (None if part is None else f"{100 * min(max(part, 0.0), 1.0):.1f}" for part in parts)
+    return f"{mean}" if low is None or high is None else f"{mean} [{low}, {high}]"

@@ -106,7 +106,7 @@ def run_epoch(
         Mean loss over the examples as they were met, in nats.
 
     Raises:
-        TrainingError: The loss is not a finite number.
+        TrainingError: The loss or a weight is not a finite number.
     """
     loss = loss or _at(cross_entropy, epoch=1)
     total, count = torch.zeros((), dtype=torch.float64), 0
@@ -122,6 +122,9 @@ def run_epoch(
     mean = float(total) / count
     if not math.isfinite(mean):
         raise TrainingError(f"The fit diverged: its loss became {mean}; lower the learning rate.")
+    trained = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+    if not torch.stack([parameter.isfinite().all() for parameter in trained]).all():  # after the last step
+        raise TrainingError("The fit diverged: its weights are no longer finite; lower the learning rate.")
     return mean
 
 

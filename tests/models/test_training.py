@@ -137,6 +137,12 @@ def test_diverged_fit_is_refused():
         run_epoch(module, optimizer, [(X * float("nan"), Y)], lambda step: 0.1)
 
 
+def test_a_fit_whose_last_step_diverged_is_refused():
+    module, optimizer = case()
+    with pytest.raises(TrainingError, match="diverged: its weights are no longer finite; lower the learning rate"):
+        run_epoch(module, optimizer, [(X, Y)], lambda step: 1e38 * 1e10)
+
+
 def test_digest_does_not_depend_on_the_order_of_keys():
     assert settings_digest({"a": 1, "b": [2]}) == settings_digest(json.loads('{"b": [2], "a": 1}'))
     assert settings_digest({"a": 1}) != settings_digest({"a": 2})
