@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .influence.sample import Sampled
     from .influence.side import Side
 
+STORE_SECONDS = 0.1  # of creating, checking and reading a store of any size: some hundred small reads and writes
 PROBE_BYTES = 2**23  # written to time the disk, into a file without a name
 
 
@@ -229,7 +230,8 @@ def _writing(plan: Sequence[tuple[Sampled, Variant]], grid: tuple[int, int], out
         columns_per_tile=grid[1],
     )
     size = layout.size_on_disk()
-    return Stage(name="write the store", seconds=2 * size * _seconds_a_byte(out), flops=0.0, disk=size)
+    seconds = STORE_SECONDS + 2 * size * _seconds_a_byte(out)
+    return Stage(name="write the store", seconds=seconds, flops=0.0, disk=size)
 
 
 def _examples(side: Side) -> Examples:

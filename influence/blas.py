@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -19,19 +22,28 @@ from .fortran import call, leading
 
 Item = TypeVar("Item")
 
+_CPU = torch.device("cpu")
+_here = threading.local()
+"""Of this thread: busy, that it does one of several jobs; assumed, the size that its calls are said to have."""
+
 ONE_THREAD_FLOPS = 2e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
 
 
-def threads_for(flops: float) -> AbstractContextManager[Any]:
-    """Keep BLAS calls on one thread where they are too short to share.
+@contextmanager
+def as_if(flops: float) -> Generator[None, None, None]:
+    """Share calls among cores as if they were of another size, for timing a part of a larger one.
 
     Args:
-        flops: Operations of a typical call.
+        flops: Operations of the larger call.
 
-    Returns:
-        A context to make the calls in.
+    Yields:
+        Nothing.
     """
-    return nullcontext() if flops >= ONE_THREAD_FLOPS else one_thread()
+    _here.assumed = flops
+    try:
+        yield
+    finally:
+        del _here.assumed
 
 
 def side_by_side(work: Callable[[Item], Any], items: Iterable[Item], flops: float, device: torch.device) -> None:
@@ -53,9 +65,18 @@ def side_by_side(work: Callable[[Item], Any], items: Iterable[Item], flops: floa
             for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(count, initializer=_begin_job) as pool:
             for _ in pool.map(work, items):
                 pass
+
+
+def _begin_job() -> None:
+    _here.busy = True
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """A context for one BLAS call on one thread; within a job that is so already."""
+    return nullcontext() if getattr(_here, "busy", False) else one_thread()
 
 
 def workers(flops: float) -> int:
@@ -65,14 +86,20 @@ def workers(flops: float) -> int:
         flops: Operations in all.
 
     Returns:
-        The number that torch may use, at most one for each processor of this process; 1 for short work.
+        The number that torch may use, at most one for each processor of this process; 1 for short work, and within a job.
     """
+    if getattr(_here, "busy", False):
+        return 1
+    flops = getattr(_here, "assumed", flops)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(torch.get_num_threads(), processors) if flops >= ONE_THREAD_FLOPS else 1
 
 
 def one_thread() -> AbstractContextManager[Any]:
     """Keep every BLAS call on one thread.
+
+    A BLAS with threads of its own leaves them spinning after a call, for some hundredths of a second in which torch's threads
+    want the same cores. Hence it never gets more than one here, and work is shared out by `side_by_side`.
 
     Returns:
         A context to make the calls in.
@@ -102,8 +129,12 @@ def times_transposed(A: Float[Tensor, "a k"], B: Float[Tensor, "b k"]) -> Float[
     if A.is_cuda or A.dtype not in (torch.float32, torch.float64):
         return A @ B.T
     a = A.detach().contiguous().numpy()
-    b = a if B is A else B.detach().contiguous().numpy()
-    return torch.from_numpy(a @ b.T)
+    out = A.new_empty(len(A), len(B))
+    if B is A:
+        _square(a, out.numpy())
+    else:
+        _product(a, B.detach().contiguous().numpy().T, out.numpy())
+    return out
 
 
 def product(A: Float[Tensor, "a k"], B: Float[Tensor, "k b"], out: Tensor | None = None) -> Float[Tensor, "a b"]:
@@ -122,7 +153,7 @@ def product(A: Float[Tensor, "a k"], B: Float[Tensor, "k b"], out: Tensor | None
     if A.is_cuda:
         torch.matmul(A, B, out=out)
     else:
-        np.matmul(A.numpy(), B.numpy(), out=out.numpy())
+        _product(A.numpy(), B.numpy(), out.numpy())
     return out
 
 
@@ -136,7 +167,66 @@ def normal_matrix(A: Float[Tensor, "n k"], out: Tensor | None = None) -> Float[T
     Returns:
         The whole symmetric matrix.
     """
-    return product(A.T, A, out)
+    if A.is_cuda:
+        return product(A.T, A, out)
+    if out is None:
+        out = A.new_empty(A.shape[1], A.shape[1])
+    _square(A.numpy().T, out.numpy())
+    return out
+
+
+def _product(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
+    """Put a b into `out`, cut along its longer side."""
+    flops = 2.0 * out.size * a.shape[1]
+    count = workers(flops)
+    if count == 1:
+        with _alone():
+            np.matmul(a, b, out=out)
+        return
+    rows, columns = out.shape
+
+    def fill(part: slice) -> None:
+        if rows >= columns:
+            np.matmul(a[part], b, out=out[part])
+        else:
+            np.matmul(a, b[:, part], out=out[:, part])
+
+    side_by_side(fill, cuts(max(rows, columns), count), flops, _CPU)
+
+
+def _square(a: NDArray[Any], out: NDArray[Any]) -> None:
+    """Put a a^T into `out`; what lies above the diagonal is copied from below."""
+    flops = float(out.size) * a.shape[1]
+    count = workers(flops)
+    if count == 1:
+        with _alone():
+            np.matmul(a, a.T, out=out)
+        return
+    parts = cuts(len(a), count if count == 2 else 2 * count)  # two cores: a square for one, two triangles for the other
+
+    def fill(at: tuple[slice, slice]) -> None:
+        i, j = at
+        np.matmul(a[i], a[j].T, out=out[i, j])
+        if i != j:
+            out[j, i] = out[i, j].T
+
+    pairs = [(i, j) for at, i in enumerate(parts) for j in parts[:at]]
+    side_by_side(fill, [*pairs, *zip(parts, parts, strict=True)], flops, _CPU)
+
+
+def cuts(size: int, count: int) -> list[slice]:
+    """Cut a row of things into nearly equal parts.
+
+    Args:
+        size: How many things.
+        count: How many parts, at most.
+
+    Returns:
+        The parts, none of them empty.
+    """
+    count = max(1, min(size, count))
+    bounds = [round(i * size / count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def multiply(A: Float[Tensor, ...], B: Float[Tensor, ...], out: Float[Tensor, ...]) -> Float[Tensor, ...]:

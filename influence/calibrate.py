@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .blas import cholesky_, normal_matrix, product, solve_triangle_, threads_for
+from .blas import as_if, normal_matrix, product
 from .solve import eigendecompose
+from .tiles import Tiles
 
 SLOT = 0.06  # seconds that one measurement aims at
 LARGEST = {torch.float32: 1536, torch.float64: 1280}  # rows of a matrix that a rate is taken from
@@ -157,7 +158,7 @@ class Machine:
 
         def time() -> float:
             A, B = self._random(a, k, dtype), self._random(k, b, dtype)
-            with threads_for(2.0 * sizes[0] * sizes[1] * sizes[2]):
+            with as_if(2.0 * sizes[0] * sizes[1] * sizes[2]):
                 return seconds_of(lambda: call(A, B))
 
         share = sizes[0] / a * sizes[1] / k * sizes[2] / b
@@ -179,7 +180,7 @@ class Machine:
         def time() -> float:
             A, weights = self._random(rows, k, dtype), self._random(rows, 1, dtype)
             out = torch.empty_like(A)
-            with threads_for(n * k * k):
+            with as_if(n * k * k):
                 return seconds_of(lambda: normal_matrix(torch.mul(A, weights, out=out)))
 
         return self.remembered(("normal", rows, k, dtype), time) * n / rows
@@ -198,10 +199,10 @@ class Machine:
         def make(s: int) -> Callable[[], object]:
             A = self._random(s, s, dtype)
             H = A @ A.T + s * torch.eye(s, dtype=dtype, device=self.device)
-            return lambda: cholesky_(H.clone())
+            return lambda: Tiles([[H.clone()]]).factor_()
 
         def time() -> float:
-            with threads_for(2.0 * size**3):
+            with as_if(2.0 * size**3):
                 return extrapolated(make, LARGEST[dtype], size, 3)
 
         return self.remembered(("cholesky", size, dtype), time)
@@ -222,15 +223,10 @@ class Machine:
         def make(s: int) -> Callable[[], object]:
             L = torch.tril(self._random(s, s, dtype)) / s + torch.eye(s, dtype=dtype, device=self.device)
             X = self._random(s, b, dtype)
-
-            def both() -> None:
-                solve_triangle_(L, X, transposed=False)
-                solve_triangle_(L, X, transposed=True)
-
-            return both
+            return lambda: Tiles([[L]]).solve_(X)
 
         def time() -> float:
-            with threads_for(2.0 * size * size * columns):
+            with as_if(2.0 * size * size * columns):
                 return extrapolated(make, LARGEST[dtype], size, 2)
 
         return self.remembered(("solve", size, b, dtype), time) * columns / b

@@ -10,6 +10,7 @@ from .estimate import Matrix, Stage
 from .head import LinearHead
 from .head_hessian import softmax_hessian
 from .head_inverse import SPECTRUM_LIMIT
+from .sensitivity import RUN
 
 LANCZOS = 5  # products and solves with eight vectors each
 WIDTH = 8
@@ -43,11 +44,11 @@ def linear_head(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
     damped = curvature.damping != 0
     if damped and small:
         again = _invert(task, n, k, C, dtype, known=True)
-        probed = _scoring(task, task.probed, n, D, dtype)
+        probed = _scoring(task, task.probed, n, D, dtype, RUN)
         both = 2 * again[0] + 3 * probed[0], 2 * again[1] + 3 * probed[1]
         stages.append(task.stage("neighbours at other dampings", *both, memory=8 * D * D))
     tile = min(task.grid[0], max(task.asked, 1))
-    seconds, flops = _scoring(task, task.asked, n, D, dtype)
+    seconds, flops = _scoring(task, task.asked, n, D, dtype, task.grid[0])
     stages.append(task.stage("scores", seconds, flops, memory=8 * tile * (3 * D + n) + item * 512 * D))
     what = f"{C - 1} logit{'s' if C > 2 else ''} by {k:,} directions of the features"
     matrix = Matrix(variant=task.variant.name, form="primal", size=D, what=what)
@@ -65,12 +66,12 @@ def linear_head(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
 def _invert(task: Task, n: int, k: int, C: int, dtype: torch.dtype, *, known: bool) -> tuple[float, float]:
     """Assembly, eigenvalues of a small matrix or the ends of the spectrum of a large one, and the factor."""
     machine, D = task.machine, (C - 1) * k
+    if known and D <= SPECTRUM_LIMIT:  # the matrix and its eigenvalues, at another damping
+        return machine.cholesky(D, dtype) + machine.sweep(8 * D * D), D**3 / 3
     blocks = C * (C - 1) / 2
     one = _block(task, n, k, dtype)
     seconds, flops = blocks * one + machine.cholesky(D, dtype), blocks * n * k**2 + D**3 / 3
     if D <= SPECTRUM_LIMIT:
-        if known:  # the eigenvalues, at another damping
-            return seconds, flops
         seconds += machine.eigen(D, vectors=False) + 2 * machine.sweep(32 * D * D)
         return seconds, flops + 4 * D**3 / 3 + 4.0 * D**2 * (C - 1)
     applied = 2 * machine.product(n, k, (C - 1) * WIDTH, F64)
@@ -78,11 +79,11 @@ def _invert(task: Task, n: int, k: int, C: int, dtype: torch.dtype, *, known: bo
     return seconds + LANCZOS * applied + 2 * solved, flops + WIDTH * (LANCZOS * 4.0 * n * D + 4.0 * D**2)
 
 
-def _scoring(task: Task, count: int, n: int, D: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Solutions for some queries, and their products with all train examples."""
+def _scoring(task: Task, count: int, n: int, D: int, dtype: torch.dtype, block: int) -> tuple[float, float]:
+    """Solutions for some queries, and their products with all train examples, whose gradients are written for each block."""
     machine = task.machine
     seconds = machine.solve(D, count, dtype) + machine.product(count, D, n, dtype)
-    written = -(-count // task.grid[0]) * machine.sweep(3 * torch.finfo(dtype).bits // 8 * n * D)
+    written = -(-count // block) * machine.sweep(3 * torch.finfo(dtype).bits // 8 * n * D)
     return seconds + written + machine.sweep(5 * 8 * D * count), 2.0 * D**2 * count + 2.0 * D * n * count
 
 

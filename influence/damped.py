@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import product
+from .blas import cholesky_, product
 from .errors import SolveError
+from .tiles import Tiles
 
 RESIDUAL = 1e-6  # relative residual of a damped solve above which it is refused
 PROBES = 4  # random mixtures of the right-hand sides that the residual is measured on
@@ -45,9 +46,9 @@ class Cholesky:
     def _solve(self, M: Tensor) -> Tensor:
         if self.L.is_cuda:
             return torch.cholesky_solve(M, self.L)
-        potrs = scipy.linalg.lapack.dpotrs if M.dtype == torch.float64 else scipy.linalg.lapack.spotrs
-        X, _ = potrs(self.L.numpy().T, M.numpy(), lower=False)
-        return torch.from_numpy(X)
+        X = M.clone(memory_format=torch.contiguous_format)
+        Tiles([[self.L]]).solve_(X)
+        return X
 
     def inverse_blocks(self, R: int) -> Float[Tensor, "n R R"]:
         """The diagonal blocks of the inverse.
@@ -89,14 +90,8 @@ def cholesky(matrix: Float[Tensor, "size size"], damping: float, dtype: torch.dt
     """
     shifted = matrix.to(dtype, copy=True)
     shifted.diagonal().add_(damping)
-    if shifted.is_cuda:
-        shifted, info = torch.linalg.cholesky_ex(shifted)
-        bad = int(info)
-    else:  # the upper triangle of the transpose is factored at the speed of a product, the lower one is not
-        potrf = scipy.linalg.lapack.dpotrf if dtype == torch.float64 else scipy.linalg.lapack.spotrf
-        factor, bad = potrf(shifted.numpy().T, lower=False, overwrite_a=True, clean=False)
-        shifted = torch.from_numpy(factor.T)
-    if bad or not bool(torch.isfinite(shifted.diagonal()).all()):
+    good = cholesky_(shifted) if shifted.is_cuda else Tiles([[shifted]]).factor_()
+    if not good:
         raise SolveError(
             f"The curvature with damping {damping:g} is not positive definite to rounding; raise the damping."
         )

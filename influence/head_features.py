@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blas import normal_matrix, threads_for
+from .blas import normal_matrix, one_thread
+from .tiles import Tiles
 
 
 def row_space(phi: Float[Tensor, "n A"]) -> Float[Tensor, "A k"] | None:
@@ -38,31 +39,29 @@ def independent(phi: Float[Tensor, "n A"]) -> bool:
     Returns:
         True when its smallest singular value is beyond about 1e-6 of the largest. False may mean that it is hard to say.
     """
-    n, k = phi.shape
-    with threads_for(n * k * k):
-        G = normal_matrix(phi)
-        trusted = 10 * k * torch.finfo(phi.dtype).eps  # relative; what is larger is no rounding of the Gram
-        if G.is_cuda:
-            lam = torch.linalg.eigvalsh(G)
-            return bool(lam[0] > trusted * lam[-1])
-        norm = float(G.abs().sum(0).max())
-        factor, info = scipy.linalg.lapack.dpotrf(G.numpy().T, lower=0, clean=0, overwrite_a=1)
-        if info or not norm < float("inf"):
-            return False
-        reciprocal, info = scipy.linalg.lapack.dpocon(factor, norm, uplo="U")
-        return bool(info == 0 and reciprocal > trusted)
+    k = phi.shape[1]
+    G = normal_matrix(phi)
+    trusted = 10 * k * torch.finfo(phi.dtype).eps  # relative; what is larger is no rounding of the Gram
+    if G.is_cuda:
+        lam = torch.linalg.eigvalsh(G)
+        return bool(lam[0] > trusted * lam[-1])
+    norm = float(G.abs().sum(0).max())
+    if not norm < float("inf") or not Tiles([[G]]).factor_():
+        return False
+    with one_thread():
+        reciprocal, info = scipy.linalg.lapack.dpocon(G.numpy().T, norm, uplo="U")
+    return bool(info == 0 and reciprocal > trusted)
 
 
 def _by_singular_values(phi: Tensor) -> Tensor:
     n, F = phi.shape
-    with threads_for(2.0 * n * F * min(n, F)):
-        if n < F:
-            Q, R = torch.linalg.qr(phi.T)
-            _, s, Wh = torch.linalg.svd(R.T, full_matrices=False)
-            basis = Q @ Wh.T
-        else:
-            _, s, Vh = torch.linalg.svd(torch.linalg.qr(phi, mode="r").R, full_matrices=False)
-            basis = Vh.T
+    if n < F:
+        Q, R = torch.linalg.qr(phi.T)
+        _, s, Wh = torch.linalg.svd(R.T, full_matrices=False)
+        basis = Q @ Wh.T
+    else:
+        _, s, Vh = torch.linalg.svd(torch.linalg.qr(phi, mode="r").R, full_matrices=False)
+        basis = Vh.T
     keep = s > max(n, F) * torch.finfo(phi.dtype).eps * s[0]
     keep[0] = True  # a space of nothing but zeros is scored as one whose curvature is zero
     chosen: Tensor = basis[:, keep].contiguous()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .blas import in_units, multiply, negate_, normal_matrix, product, side_by_side, threads_for
+from .blas import in_units, multiply, negate_, normal_matrix, product, side_by_side
 from .rows import contrasts
 from .tiles import Tiles
 
@@ -137,10 +137,9 @@ class SoftmaxHessian:
         for start in range(0, X.shape[2], step):
             at = slice(start, start + step)
             columns = X[:, :, at].transpose(0, 1).reshape(k, -1)  # all classes in one product
-            with threads_for(2 * n * columns.numel()):
-                Z = product(self.psi, columns).view(n, self.c, -1)
-                self._weigh(Z)
-                out[:, :, at] = product(self.psi.T, Z.flatten(1)).view(k, self.c, -1).transpose(0, 1)
+            Z = product(self.psi, columns).view(n, self.c, -1)
+            self._weigh(Z)
+            out[:, :, at] = product(self.psi.T, Z.flatten(1)).view(k, self.c, -1).transpose(0, 1)
         return out
 
     def scores(

@@ -35,6 +35,8 @@ class Factored:
     facts: Spectrum
     eigen: Eigen | None = None
     """Without vectors; None for a large matrix."""
+    undamped: Tiles | None = None
+    """The matrix itself, for other dampings; None for a large one."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,15 +214,17 @@ def invert(
 
 
 def _invert_small(hessian: SoftmaxHessian, rule: Inversion, eps: float, like: Inverse | None = None) -> Inverse:
-    tiles = hessian.assemble()
-    eigen = eigendecompose(hessian.dense_in_contrasts(tiles), eps, vectors=False) if like is None else like.eigen
+    known = like.undamped if isinstance(like, Factored) else None
+    undamped = hessian.assemble() if known is None else known
+    eigen = eigendecompose(hessian.dense_in_contrasts(undamped), eps, vectors=False) if like is None else like.eigen
     assert eigen is not None  # of a small matrix they are always there
     facts = eigen.spectrum(rule)
+    tiles = undamped.copy()
     hessian.damp_(tiles, rule.damping)
     if facts.rank == facts.size and facts.smallest_kept > 0 and tiles.factor_():
-        return Factored(hessian, tiles, rule, facts, eigen)
+        return Factored(hessian, tiles, rule, facts, eigen, undamped)
     if len(eigen.V) != hessian.size:
-        eigen = eigendecompose(hessian.dense_in_contrasts(hessian.assemble()), eps)
+        eigen = eigendecompose(hessian.dense_in_contrasts(undamped), eps)
     return Spectral(hessian, eigen, rule)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from .blas import (
     cholesky_,
+    cuts,
     divide_,
     one_thread,
     side_by_side,
@@ -49,6 +49,14 @@ class Tiles:
         """Memory taken."""
         return sum(tile.nbytes for row in self.rows for tile in row)
 
+    def copy(self) -> Tiles:
+        """The same numbers in tensors of their own.
+
+        Returns:
+            A copy.
+        """
+        return Tiles([[tile.clone() for tile in row] for row in self.rows])
+
     def factor_(self) -> bool:
         """Replace the matrix by its lower Cholesky factor.
 
@@ -78,14 +86,14 @@ class Tiles:
 
     def _pieces(self) -> list[list[Tensor]]:
         """The same lower half in smaller tiles: views, small enough to keep all cores busy to the end."""
-        cuts = [_cuts(size) for size in self.sizes]
+        pieces = [cuts(size, -(-size // PIECE)) for size in self.sizes]
         out = []
         for i, row in enumerate(self.rows):
-            for down in cuts[i]:
+            for down in pieces[i]:
                 parts = [
                     tile[down, across]
                     for j, tile in enumerate(row)
-                    for across in cuts[j]
+                    for across in pieces[j]
                     if i != j or across.start <= down.start
                 ]
                 out.append(parts)
@@ -146,9 +154,3 @@ class Tiles:
                     H[lower] = tile
                     H[lower[1], lower[0]] = tile.T
         return H
-
-
-def _cuts(size: int) -> list[slice]:
-    count = -(-size // PIECE)
-    bounds = [round(i * size / count) for i in range(count + 1)]
-    return [slice(a, b) for a, b in pairwise(bounds)]
