@@ -138,9 +138,9 @@ def test_diverged_fit_is_refused():
 
 
 def test_a_fit_whose_last_step_diverged_is_refused():
-    module, optimizer = case()
+    module = nn.Linear(6, 3)
     with pytest.raises(TrainingError, match="diverged: its weights are no longer finite; lower the learning rate"):
-        run_epoch(module, optimizer, [(1e6 * X, Y)], lambda step: 1e38)
+        run_epoch(module, SGD(module.parameters(), 0.1), [(1e6 * X, Y)], lambda step: 1e38)
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():
