@@ -26,7 +26,8 @@ def by_hidden(sweep: Sweep) -> View:
     """
     depth = {cell: int(next(iter(runs.values()))["hidden"]) for cell, runs in sweep.cells.items()}
     lines = head_lines(sweep, depth)
-    labels = {line: _words(sweep, line, lines) for line in dict.fromkeys(lines.values())}
+    order = sorted(dict.fromkeys(lines.values()), key=lambda line: sweep.sources.index(line[0]))
+    labels = {line: _words(sweep, line, lines) for line in order}
     curves = arm_curves(
         sweep,
         [{**row, "hidden": depth[cell_of(row)]} for row in sweep.means(MEASURED)],

@@ -32,7 +32,7 @@ class Sweep:
         attack: What robust accuracy was measured with; "" when it was not.
 
     Raises:
-        UsageError: There is no run, a column is missing, or two runs differ in nothing.
+        UsageError: There is no run, a column is missing, or two runs of one cell and seed have different numbers.
     """
 
     runs: Table
@@ -61,7 +61,8 @@ class Sweep:
         found: dict[Cell, dict[int, Row]] = {}
         for row in self.runs.rows():
             of_seed = found.setdefault(cell_of(row), {})
-            if (twin := of_seed.setdefault(int(row["seed"]), row)) is not row:
+            twin = of_seed.setdefault(int(row["seed"]), row)
+            if not _same(twin, row):  # a size of "all" may be one that was asked for by its number too
                 raise UsageError(
                     f"Runs {twin['run']} and {row['run']} have the same data, recipe, source, k, n and seed; give their "
                     "recipes different names, or leave one out."
@@ -235,3 +236,9 @@ class Sweep:
             The entry; NaN where there is none.
         """
         return self._facts.get(source, {}).get(name, np.nan)
+
+
+def _same(one: Row, other: Row) -> bool:
+    """Whether two runs are the same but for their names and the time they took."""
+    told = {name: (value, other[name]) for name, value in one.items() if name not in {"run", "seconds"}}
+    return all(a == b or (a != a and b != b) for a, b in told.values())

@@ -31,7 +31,10 @@ def sources(*rows):
 
 
 def history(*rows):
-    return table([{"run": "", "epoch": 1, "loss": 1.0, "train_accuracy": 1.0, "test_accuracy": 0.9, **row} for row in rows], EPOCH)
+    return table(
+        [{"run": "", "epoch": 1, "loss": 1.0, "train_accuracy": 1.0, "test_accuracy": 0.9, **row} for row in rows],
+        EPOCH,
+    )
 
 
 def seeds(values, **row):
