@@ -28,7 +28,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	@# through a link called upweight: mypy takes a package's name from its folder, and a clone's folder can be called anything
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/upweight
-	MYPYPATH=.venv/types $(BIN)/mypy $(foreach m,cli comparison dry_run options pipeline questions scoring sweep sweep_plan sweep_tables sweep_work __main__,-m upweight.$(m)) \
+	MYPYPATH=.venv/types $(BIN)/mypy $(foreach m,cli commands comparison dry_run feature_commands features options pipeline questions scoring sweep sweep_plan sweep_tables sweep_work __main__,-m upweight.$(m)) \
 		$(foreach p,influence models cache reports,-p upweight.$(p))
 
 .venv/installed: $(INPUTS)

@@ -7,13 +7,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions, sweep, sweep_plan
 from .cache.errors import StoreError
+from .commands import OVERWRITE_FILE, Answer, Asked, Command, plain
+from .feature_commands import FEATURE_COMMANDS
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
 from .models.errors import CheckpointError, DataError, RunMismatch
@@ -23,7 +25,6 @@ from .reports.settings import ReportSettings
 
 if TYPE_CHECKING:
     from .influence.estimate import Estimate
-    from .influence.tables import Table
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 2),
@@ -34,46 +35,6 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (RunMismatch, 4),
     (KeyboardInterrupt, 130),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What one command is asked: words typed, file and defaults, put together."""
-
-    settings: Mapping[type, Any]
-    values: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def path(self, name: str) -> Path:
-        """A value that is a path."""
-        return Path(self.values[name]).expanduser()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a command prints."""
-
-    data: Mapping[str, Any]
-    """For --json."""
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """One word after `upweight`."""
-
-    help: str
-    run: Callable[[Asked], Answer]
-    settings: tuple[type, ...] = ()
-    """Dataclasses whose fields become options."""
-    hidden: frozenset[str] = frozenset()
-    """Fields that this command sets itself."""
-    options: tuple[Option, ...] = ()
-    """Options that are no settings."""
-    replay: Callable[[Asked], Path] | None = None
-    """Where the file goes that holds the resolved options, beside the results."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,17 +222,13 @@ def _query(asked: Asked) -> Answer:
     )
     if asked["csv"] and asked["json"]:
         raise UsageError("--csv and --json are two ways to print one table; give one of them.")
-    return Answer(data=_plain(table), text=table.to_csv().rstrip("\n") if asked["csv"] else table.to_text())
-
-
-def _plain(table: Table) -> dict[str, Any]:
-    return {"title": table.title, "rows": table.rows()}
+    return Answer(data=plain(table), text=table.to_csv().rstrip("\n") if asked["csv"] else table.to_text())
 
 
 def _stats(asked: Asked) -> Answer:
     tables = questions.stats(asked.path("run"), asked["k"], variant=asked["variant"], label=asked["label"])
     return Answer(
-        data={name: _plain(table) for name, table in tables.items()},
+        data={name: plain(table) for name, table in tables.items()},
         text="\n\n".join(questions.brief(table).to_text() for table in tables.values()),
     )
 
@@ -286,7 +243,7 @@ def _saliency(asked: Asked) -> Answer:
         device=asked["device"],
         overwrite=asked["overwrite"],
     )
-    return Answer(data=_plain(table), text=table.to_text())
+    return Answer(data=plain(table), text=table.to_text())
 
 
 def _report(asked: Asked) -> Answer:
@@ -314,7 +271,7 @@ def _sweep(asked: Asked) -> Answer:
     plan = sweep_plan.read_sweep(asked.path("file"), asked["out"])
     if asked["dry_run"]:
         jobs = sweep.outlook(plan)
-        return Answer(data=_plain(jobs), text=jobs.to_text())
+        return Answer(data=plain(jobs), text=jobs.to_text())
     report = sweep.run_sweep(plan, workers=asked["workers"], overwrite=asked["overwrite"], progress=True)
     return Answer(data=report.to_dict(), text=report.to_text())
 
@@ -339,9 +296,6 @@ OVERWRITE = Option(
     default=False,
     replayed=False,
     help="replace what was made under other settings; what was made under these is kept",
-)
-OVERWRITE_FILE = Option(
-    name="overwrite", kind=bool, default=False, replayed=False, help="replace a file that is there already"
 )
 VARIANT = Option(name="variant", default="main", metavar="NAME", help="which scores, where the store holds several")
 
@@ -522,6 +476,7 @@ COMMANDS: dict[str, Command] = {
             OVERWRITE,
         ),
     ),
+    **FEATURE_COMMANDS,
     "info": Command(
         help="print what a run folder, a report, a store or a checkpoint holds",
         run=_info,

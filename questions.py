@@ -57,7 +57,7 @@ def query(
 
     from .influence.tables import Table
 
-    picture = _free(image, ".png", overwrite)
+    picture = free_file(image, ".png", overwrite)
     scores = _scores(run, variant)
     table = scores.bottom(row, k) if harmful else scores.top(row, k)
     names = _class_names(run)
@@ -235,7 +235,7 @@ def saliency(
     from .reports.saliency import draw_saliency
     from .reports.style import to_png
 
-    picture, numbers = _free(image, ".png", overwrite), _free(npz, ".npz", overwrite)
+    picture, numbers = free_file(image, ".png", overwrite), free_file(npz, ".npz", overwrite)
     if (run / STORE_FILE).exists() and not (run / RUN_FILE).exists():
         raise UsageError(
             f"{run} holds scores of a network of your own; saliency is drawn for runs of `upweight fine-tune`."
@@ -346,8 +346,20 @@ def _class_names(run: Path) -> Sequence[str]:
     return read_run(folder)["data"]["class_names"] if (folder / RUN_FILE).exists() else ()
 
 
-def _free(file: str | Path | None, ending: str, overwrite: bool) -> Path | None:
-    """A file that may be written."""
+def free_file(file: str | Path | None, ending: str, overwrite: bool) -> Path | None:
+    """A file that may be written.
+
+    Args:
+        file: Its path; None: none is wanted.
+        ending: What its name must end in.
+        overwrite: It may be there already.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: It has another ending, no folder, or is there already.
+    """
     if file is None:
         return None
     path = Path(file).expanduser()

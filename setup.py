@@ -7,8 +7,8 @@ from setuptools.command.build_py import build_py
 
 FOLDERS = ("influence", "models", "cache", "reports")
 ROOT_MODULES = {
-    "__init__", "__main__", "cli", "comparison", "dry_run", "options", "pipeline", "questions", "scoring",
-    "sweep", "sweep_plan", "sweep_tables", "sweep_work",
+    "__init__", "__main__", "cli", "commands", "comparison", "dry_run", "feature_commands", "features", "options",
+    "pipeline", "questions", "scoring", "sweep", "sweep_plan", "sweep_tables", "sweep_work",
 }  # fmt: skip
 
 
