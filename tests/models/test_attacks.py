@@ -58,6 +58,33 @@ def test_projection_keeps_the_inside_and_puts_the_outside_on_the_sphere(norm):
     torch.testing.assert_close(project(landed, how), landed, rtol=1e-12, atol=0)
 
 
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(
+    norm=st.sampled_from(["l2", "linf"]),
+    eps=st.sampled_from([0.0, 1e-9, 0.3, 1e6]),
+    size=st.sampled_from([0.0, 1e-12, 0.2, 1.0, 1e8]),
+    same=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_projection_is_the_nearest_point_of_the_ball(norm, eps, size, same, seed):
+    """No point of the ball lies behind the landing: (delta - P delta) . (p - P delta) <= 0, which is what nearest means."""
+    how, draws = PGDSettings(norm=norm, eps=eps), draw(seed)
+    delta = size * torch.randn(4, 2, 3, 3, generator=draws, dtype=torch.float64)
+    delta = (
+        delta[:, :1, :1, :1].expand(4, 2, 3, 3).clone() if same else delta
+    )  # every coordinate alike: a corner of the cube
+    landed = project(delta, how)
+    assert (lengths(landed, norm) <= eps * (1 + 1e-12)).all()
+    assert torch.equal(landed.sign(), delta.sign() if eps else torch.zeros_like(delta))
+    torch.testing.assert_close(project(landed, how), landed, rtol=1e-12, atol=0)
+    other = project(10 * eps * torch.randn(4, 2, 3, 3, generator=draws, dtype=torch.float64), how)
+    for point in (other, -landed, torch.zeros_like(landed)):
+        behind = ((delta - landed) * (point - landed)).flatten(1).sum(1)
+        assert (behind <= 1e-9 * (1 + delta.abs().max()) * (eps + 1e-300)).all()
+    moved = project(delta + 0.1 * size, how)  # two points come no further apart
+    assert ((moved - landed).flatten(1).norm(dim=1) <= 0.1 * size * 18**0.5 * (1 + 1e-9) + 1e-15).all()
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_linear_loss_is_raised_to_its_maximum_in_the_ball(norm):
     weight = torch.randn(9, generator=draw(1), dtype=torch.float64)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from upweight.models.spectral import fold_weights, scale_weights
+from upweight.models.spectral import Scaled, fold_weights, scale_weights
 
 
 def layers(seed=0):
@@ -128,3 +130,54 @@ def test_start_of_the_iteration_is_seeded_and_global_random_numbers_stay_out_of_
         starts.append(module.parametrizations.weight[0].u)
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
+
+
+SHAPES = [(1, 1), (3, 1), (1, 4), (4, 3), (2, 6), (3, 2, 2, 2), (1, 3, 3, 3)]
+
+
+def matrix(kind, shape, seed):
+    """Weights of a kind, by name the nasty ones too."""
+    draw = np.random.default_rng(seed)
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    if kind == "orthogonal":  # every singular value the same
+        W = np.linalg.qr(draw.normal(size=(max(rows, columns), min(rows, columns))))[0]
+        W = W if rows >= columns else W.T
+    elif kind == "rank one":
+        W = np.outer(draw.normal(size=rows), draw.normal(size=columns))
+    elif kind == "gap":  # the largest twice the next, so that the iteration has something to find
+        u, _, vt = np.linalg.svd(draw.normal(size=(rows, columns)), full_matrices=False)
+        W = (u * 0.5 ** np.arange(len(vt))) @ vt
+    else:
+        W = draw.normal(size=(rows, columns))
+    return torch.from_numpy(W.reshape(shape))
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(
+    kind=st.sampled_from(["normal", "orthogonal", "rank one", "gap"]),
+    shape=st.sampled_from(SHAPES),
+    scale=st.sampled_from([1e-6, 1.0, 1e5]),
+    beta=st.sampled_from([0.4, 1.0, 7.0]),
+    seed=st.integers(0, 30),
+    steps=st.integers(0, 3),
+)
+def test_scaled_weight_is_the_weight_over_an_estimate_that_never_overrates_its_norm(
+    kind, shape, scale, beta, seed, steps
+):
+    W = scale * matrix(kind, shape, seed)
+    scaled = Scaled(W, beta, torch.Generator().manual_seed(seed))
+    for _ in range(steps):
+        scaled(W)
+    again = scaled.eval()(W)
+    assert torch.equal(scaled(W), again)  # looking moves nothing
+    factor = norm_of(again) / beta
+    assert factor >= 1 - 1e-12  # u^T W v never exceeds the largest singular value
+    torch.testing.assert_close(
+        again * norm_of(W), W * norm_of(again), rtol=1e-9, atol=1e-12 * scale
+    )  # only its length changes
+    if kind != "normal":  # as good as exact where one iteration suffices, or where the iterations gain a quarter each
+        assert factor <= 1 + 1e-6
+    bigger = Scaled(3 * W, beta, torch.Generator().manual_seed(seed))  # how large a weight is makes no difference
+    for _ in range(steps):
+        bigger(3 * W)
+    torch.testing.assert_close(bigger.eval()(3 * W), again, rtol=1e-7, atol=1e-12)
