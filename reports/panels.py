@@ -198,6 +198,7 @@ def vertical(ax: Axes, rows: Sequence[Mapping[str, Any]], heights: Iterable[floa
     low, high = max(min([low, *bars]), low - span), min(max([high, *bars]), high + span)
     if not share and not differs and means.min() > 0 and means.max() > LOG_FROM * means.min():
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.set_ylim(means.min() / 1.5, means.max() * 1.5)
         return
     pad = 0.06 * (high - low) or LEAST_SPAN

@@ -85,7 +85,7 @@ def estimate(row: Mapping[str, Any] | None, *, share: bool = True) -> Cell:
     Args:
         row: mean, low, high and minus; None: there is none.
         share: A share in percent, or a difference of shares in points, with its interval as far as shares can go; otherwise the
-            numbers themselves.
+            numbers themselves, cut at 0.
 
     Returns:
         The mean, and below it its interval where it has one.
@@ -97,6 +97,8 @@ def estimate(row: Mapping[str, Any] | None, *, share: bool = True) -> Cell:
     if share:
         least = -1.0 if row["minus"] else 0.0
         parts = [100 * min(max(part, least), 1.0) for part in parts]
+    elif not row["minus"]:
+        parts = [max(part, 0.0) for part in parts]
     digits = ".1f" if share or abs(parts[0]) >= 10 else ".2g"
     mean, low, high = (f"{part:{signed}{digits}}".replace("-", "−") for part in parts)
     return mean if row["low"] != row["low"] else (mean, f"{low} to {high}")

@@ -143,7 +143,7 @@ def best_grid(sweep: Sweep, table: Table, file: str) -> Grid:
         cell = cell_of(row)
         words: list[Words] = [*(entry_of(name, getattr(cell, name)) for name in fields), *(row[name] for name in told)]
         best = [radius_words(row["eps"]), estimate({**row, "minus": ""})]
-        body.append([*words, *best, _part(row, "gain"), radius_words(row["second_eps"]), _part(row, "lead")])
+        body.append([*words, *best, _words_of(row, "gain"), radius_words(row["second_eps"]), _words_of(row, "lead")])
     return Grid(
         caption="The best radius of each target in percent; its gain over the least radius and its lead over the second best in "
         "points, paired by seed. It is picked by the runs that it is judged by, which flatters both",
@@ -154,11 +154,21 @@ def best_grid(sweep: Sweep, table: Table, file: str) -> Grid:
     )
 
 
-def _part(row: Row, name: str) -> Words:
-    """A difference of the table, in points."""
-    if not np.isfinite(row[name]):
-        return "–"
-    return estimate({"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "minus": name})
+def part(row: Row, name: str) -> Row:
+    """A difference of the table as an estimate.
+
+    Args:
+        row: Row of `best_radii`.
+        name: gain or lead.
+
+    Returns:
+        mean, low, high and minus.
+    """
+    return {"mean": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "minus": name}
+
+
+def _words_of(row: Row, name: str) -> Words:
+    return estimate(part(row, name) if np.isfinite(row[name]) else None)
 
 
 def _best(sweep: Sweep, name: str, cells: Mapping[float, Cell], measure: str) -> Row | None:

@@ -15,7 +15,7 @@ from .transfer_lines import MOST, arm_curves, drawn_sources, enough, share, size
 from .transfer_tables import Sweep
 
 IMAGES = "train images n, logarithmic"
-BLOCKS = "residual blocks fine-tuned with the head, k"
+BLOCKS = "fine-tuned blocks k, from the last"
 PER_CLASS = "train images a class, logarithmic"
 
 

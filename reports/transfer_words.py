@@ -9,13 +9,15 @@ import numpy as np
 from .labels import number, percent, percentage_points
 from .transfer_accuracy import ALL, SourceAccuracy
 from .transfer_cells import MEASURED, PLAIN, Cell, Row, cell_of
-from .transfer_sources import best_radii
+from .transfer_sources import best_radii, part
 from .transfer_tables import Sweep
 
 MANY = 4
 """From more sentences of one kind on, they become one that counts."""
 INTERVALS = 20
 """Number of intervals from which on it is said how many exclude zero by chance."""
+LEAST_WIDTH = 1e-9
+"""Width from which on an interval is one."""
 QUANTITY = {"accuracy": "test accuracy"}
 PLACE = ("data", "resolution", "recipe", "source", "k", "n")
 
@@ -66,10 +68,25 @@ def tally(rows: Sequence[Row], measure: str) -> str:
     text = f"{QUANTITY.get(measure, measure)} is {held} of {len(rows)} {'cell' if len(rows) == 1 else 'cells'}"
     if not any(np.isfinite(row["low"]) for row in rows):
         return text
-    up, down = (sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows))
+    up, down = (sum(verdict(row) == sign for row in rows) for sign in (1, -1))
     sides = ", ".join(f"{count} {word}" for word, count in (("higher", up), ("lower", down)) if count)
     decided = "all decided" if len(rows) in {up, down} else f"decided: {sides}" if sides else "none decided"
     return f"{text} ({decided})"
+
+
+def verdict(row: Row) -> int:
+    """What the seeds decide.
+
+    Args:
+        row: An estimate with its limits.
+
+    Returns:
+        1 where the interval is above zero, -1 where it is below, 0 where it holds zero, or is none at all: seeds that happen to
+        agree to the last image have an interval of no width, which says nothing of other seeds.
+    """
+    if not row["high"] - row["low"] > LEAST_WIDTH:
+        return 0
+    return int(row["low"] > 0) - int(row["high"] < 0)
 
 
 def _sources(sweep: Sweep) -> list[str]:
@@ -101,7 +118,7 @@ def _of(rows: Iterable[Row], source: str) -> list[Row]:
 
 def _clause(sweep: Sweep, measure: str, rows: Sequence[Row]) -> str:
     """The tally, with the greatest of the differences that are decided."""
-    decided = [row for row in rows if row["low"] > 0 or row["high"] < 0]
+    decided = [row for row in rows if verdict(row)]
     if len(decided) < 2:
         return tally(rows, measure)
     most = max(decided, key=lambda row: abs(row["mean"]))
@@ -174,7 +191,7 @@ def _radii(sweep: Sweep) -> list[str]:
         return []
     if len(rows) > MANY:
         inner = sum(row["eps"] > row["least_eps"] for row in rows)
-        gains, leads = sum(row["gain_low"] > 0 for row in rows), sum(row["lead_low"] > 0 for row in rows)
+        gains, leads = (sum(verdict(part(row, name)) > 0 for row in rows) for name in ("gain", "lead"))
         text = (
             f"The best radius is above the least one on {inner} of {len(rows)} lines (target, k, n, norm); its gain over the "
             f"least is decided on {gains}, its lead over the second best on {leads}."
@@ -186,8 +203,7 @@ def _radii(sweep: Sweep) -> list[str]:
         best = (
             f"The best of {row['radii']} radii ({row['family']}{f'; {where}' if where else ''}) is {number(row['eps'])}"
         )
-        gain = {name: row[f"gain{end}"] for name, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
-        lead = {name: row[f"lead{end}"] for name, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
+        gain, lead = part(row, "gain"), part(row, "lead")
         over = f" Its gain over {number(row['least_eps'])} {_decided(gain)}." if row["eps"] != row["least_eps"] else ""
         found.append(
             f"{best}: {percent(row['mean'])}.{over} Its lead over {number(row['second_eps'])} {_decided(lead)}."
@@ -207,7 +223,7 @@ def _correlations(sweep: Sweep) -> list[str]:
     if not rows:
         return []
     shares = [row["pearson"] for row in rows]
-    decided = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
+    decided = sum(verdict(row) != 0 for row in rows)
     points = max(row["points"] for row in rows)
     spread = (
         f"{min(shares):.2f}" if len(rows) == 1 else f"{min(shares):.2f} to {max(shares):.2f} in {len(rows)} settings"
@@ -226,8 +242,8 @@ def _seeds(sweep: Sweep) -> str:
             f"There is one seed: no number here has an interval, and no difference is decided. All runs share {same}."
         )
     text = (
-        "Decided means that the 95% interval of the difference, paired by seed, excludes zero. "
-        f"A cell has {words} seeds, which speak of other subsets and training runs, with {same}."
+        "Decided means that the 95% interval of the difference, paired by seed, excludes zero; seeds that agree to the last "
+        f"image decide nothing. A cell has {words} seeds, which speak of other subsets and training runs, with {same}."
     )
     single = sum(len(runs) == 1 for runs in sweep.cells.values())
     return f"{text} {single} of {len(sweep.cells)} cells have one seed and no interval." if single else text
@@ -239,8 +255,7 @@ def _decided(row: Row | None) -> str:
         return "is unknown: they share no seed"
     if not np.isfinite(row["low"]):
         return f"is {percentage_points(row['mean'])}, without an interval"
-    verdict = "decided" if row["low"] > 0 or row["high"] < 0 else "not decided"
-    return f"is {_difference(row)}: {verdict}"
+    return f"is {_difference(row)}: {'decided' if verdict(row) else 'not decided'}"
 
 
 def _difference(row: Row) -> str:

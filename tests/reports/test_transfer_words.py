@@ -23,6 +23,7 @@ def row(mean, low=np.nan, high=np.nan):
             "test accuracy is higher in 1 and lower in 1 and equal in 1 of 3 cells (decided: 1 higher, 1 lower)",
         ),
         ([row(-0.1, -0.2, 0.0)], "test accuracy is lower in 1 of 1 cell (none decided)"),
+        ([row(0.1, 0.1, 0.1), row(0.1)], "test accuracy is higher in 2 of 2 cells (none decided)"),
         ([row(0.1)], "test accuracy is higher in 1 of 1 cell"),
     ],
 )
