@@ -14,6 +14,7 @@ from .transfer_tables import Sweep
 
 MANY = 4
 """From more sentences of one kind on, they become one that counts."""
+FLATTERED = "What is highest or best was picked by the very runs that it is judged by, which flatters its lead."
 INTERVALS = 20
 """Number of intervals from which on it is said how many exclude zero by chance."""
 LEAST_WIDTH = 1e-9
@@ -32,6 +33,8 @@ def conclude(sweep: Sweep) -> list[str]:
         Sentences; none of a kind that the runs lack the data for.
     """
     sentences = [*_sources(sweep), *_recipes(sweep), *_blocks(sweep), *_radii(sweep), *_correlations(sweep)]
+    if any("lead over" in sentence for sentence in sentences):
+        sentences.append(FLATTERED)
     ordered = [_seeds(sweep), *sentences] if seeds_words(sweep) == "1" else [*sentences, _seeds(sweep)]
     return [sentence for sentence in ordered if sentence]
 
@@ -141,8 +144,18 @@ def _recipes(sweep: Sweep) -> list[str]:
             clauses.append(f"training took {number(cost)} times the seconds (geometric mean)")
         if clauses:
             found.append(f"{recipe} against {base or PLAIN}, same source, k and n: {'; '.join(clauses)}.")
-    leaders = [_leader(sweep, target, measure) for target in sweep.values("target") for measure in MEASURED]
+    leaders = [
+        _leader(sweep, target, n, measure)
+        for target in sweep.values("target")
+        for n in _ends(sweep.values("n", [cell for cell in sweep.cells if cell.target == target]))
+        for measure in MEASURED
+    ]
     return [*(found if len(found) <= MANY else []), *(leaders if len(leaders) <= 2 * MANY else [])]
+
+
+def _ends(values: Sequence[int]) -> list[int]:
+    """The first and the last."""
+    return list(dict.fromkeys((values[0], values[-1])))
 
 
 def _cost(sweep: Sweep, cells: Iterable[Cell], base: str) -> float:
@@ -151,11 +164,9 @@ def _cost(sweep: Sweep, cells: Iterable[Cell], base: str) -> float:
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 0.0
 
 
-def _leader(sweep: Sweep, target: tuple[str, float | None], measure: str) -> str:
-    """The arm and k of the highest mean on one target, at its greatest n."""
-    cells = [cell for cell in sweep.cells if cell.target == target]
-    most = max(cell.n for cell in cells)
-    held = [cell for cell in cells if cell.n == most and sweep.by_seed(cell, measure)]
+def _leader(sweep: Sweep, target: tuple[str, float | None], n: int, measure: str) -> str:
+    """The arm and k of the highest mean on one target at one size."""
+    held = [c for c in sweep.cells if c.target == target and c.n == n and sweep.by_seed(c, measure)]
     if len(held) < 2:
         return ""
     means = {cell: row["mean"] for cell in held if (row := sweep.mean(cell, measure))}
@@ -196,7 +207,7 @@ def _radii(sweep: Sweep) -> list[str]:
             f"The best radius is above the least one on {inner} of {len(rows)} lines (target, k, n, norm); its gain over the "
             f"least is decided on {gains}, its lead over the second best on {leads}."
         )
-        return [text, FLATTERED]
+        return [text]
     found = []
     for row in rows:
         where = sweep.words(cell_of(row), ["data", "resolution", "recipe", "k", "n"])
@@ -208,10 +219,7 @@ def _radii(sweep: Sweep) -> list[str]:
         found.append(
             f"{best}: {percent(row['mean'])}.{over} Its lead over {number(row['second_eps'])} {_decided(lead)}."
         )
-    return [*found, FLATTERED]
-
-
-FLATTERED = "The best is picked by the very runs that it is judged by: its lead is flattered."
+    return found
 
 
 def _correlations(sweep: Sweep) -> list[str]:
