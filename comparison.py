@@ -190,7 +190,7 @@ def make_report(
     except StoreError:
         if not overwrite:
             raise
-        _clear_report(out)
+        clear_report(out)
         standing = None
     if standing is not None:
         return Report(page=out / "index.html", stats=standing)
@@ -238,8 +238,12 @@ def _standing_report(out: Path, settings: ReportSettings, inputs: Mapping[str, s
     return stats if page.exists() else None
 
 
-def _clear_report(out: Path) -> None:
-    """Take away the files that a report says are its own: the next one may have fewer."""
+def clear_report(out: Path) -> None:
+    """Take away the files that a report says are its own: the next one may have fewer.
+
+    Args:
+        out: Its folder.
+    """
     try:
         stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
         files = [entry["file"] for entry in (*stats["figures"], *stats["tables"].values())]

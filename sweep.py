@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import UsageError
+from .comparison import clear_report
 from .models.errors import RunMismatch
 from .options import ConfigError, save_config
 from .sweep_plan import RunSpec, SourceSpec, Sweep
@@ -105,15 +106,11 @@ def outlook(sweep: Sweep) -> Table:
 
     bench = Bench(sweep)
     _check_runs(bench)
-    rows = []
-    for source in sweep.sources:
-        blank = dict.fromkeys(("recipe", "data", "n", "k", "seed"), "")
-        rows.append({
-            "job": "source",
-            "name": source.name,
-            **blank,
-            "state": DONE if _is_made(bench, source) else TO_DO,
-        })
+    blank = dict.fromkeys(("recipe", "data", "n", "k", "seed"), "")
+    rows = [
+        {"job": "source", "name": source.name, **blank, "state": _or_other(partial(_source_state, bench, source))}
+        for source in sweep.sources
+    ]
     for run in sweep.runs:
         n, k, seed = "all" if run.settings.n is None else run.settings.n, run.settings.k, run.settings.seed
         facts = {"recipe": run.recipe, "data": run.data.data, "n": str(n), "k": str(k), "seed": str(seed)}
@@ -219,6 +216,10 @@ def run_state(bench: Bench, run: RunSpec) -> str:
     return DONE if attack is None or standing_record(folder, attack) is not None else "to be attacked"
 
 
+def _source_state(bench: Bench, source: SourceSpec) -> str:
+    return DONE if bench.is_made(source) else TO_DO
+
+
 def _or_other(state: Callable[[], str]) -> str:
     try:
         return state()
@@ -232,7 +233,8 @@ def _or_other(state: Callable[[], str]) -> str:
 def _do_all(bench: Bench, workers: int, report: Progress | None) -> list[Failure]:
     """The sources first, and then every run of those that are there."""
     sweep = bench.sweep
-    failures = _do(bench, [source for source in sweep.sources if not _is_made(bench, source)], workers, report)
+    states = {source: _or_other(partial(_source_state, bench, source)) for source in sweep.sources}
+    failures = _do(bench, [source for source, state in states.items() if state != DONE], workers, report)
     bench.forget_sources()
     if not bench.overwrite:
         _refuse_others(bench)  # of the sources that were not there before
@@ -257,13 +259,6 @@ def _epochs(bench: Bench, job: Job) -> int:
     return job.settings.epochs if isinstance(job, SourceSpec) and job.settings is not None else 1
 
 
-def _is_made(bench: Bench, source: SourceSpec) -> bool:
-    try:
-        return bench.is_made(source)
-    except RunMismatch:
-        return False
-
-
 def _tell_failures(failures: Sequence[Failure], result: SweepReport | None) -> None:
     """Raise one error that names every job that failed, of the kind of the first."""
     if not failures:
@@ -283,6 +278,7 @@ def _report(bench: Bench, report: Progress | None) -> SweepReport | None:
     if not done:
         return None
     out, attack = sweep.out / "report", sweep.attack
+    clear_report(out)
     stats = write_transfer_report(
         *sweep_tables(bench, done),
         out,

@@ -43,7 +43,7 @@ def unseen(monkeypatch):
 
     def write(runs, history, sources, out, **_):
         out.mkdir(exist_ok=True)
-        for name, rows in (("runs", runs), ("sources", sources)):
+        for name, rows in (("runs", runs), ("history", history), ("sources", sources)):
             (out / f"{name}.csv").write_text(rows.to_csv())
         return {"conclusions": [], "tables": {"cells": {"columns": {}}}}
 
@@ -67,7 +67,7 @@ def weights(out):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A sweep done in one go; nothing in it may be changed."""
+    """A sweep done in one go; nothing in its runs/ may be changed."""
     folder = tmp_path_factory.mktemp("sweep")
     file = written(folder, BASE + ATTACK)
     text = done("sweep", file, "--out", folder / "out")
@@ -94,6 +94,18 @@ def test_every_run_is_there_and_in_the_table(made):
         trained = 48 * 10 + 10 + int(row["k"]) * 2 * (48 * 48 * 9 + 2 * 48)
         assert (int(row["trained_parameters"]), row["trained_blocks"]) == (trained, row["k"])
     assert {row["n"] for row in rows.values()} == {"20", "60"}
+
+
+def test_figures_of_an_earlier_file_do_not_stay(made, unseen):
+    file, out, _ = made
+    (out / "report/stats.json").write_text(
+        json.dumps({"figures": [{"file": "by-size.png"}], "tables": {"old": {"file": "old.csv"}}})
+    )
+    for name in ("old.csv", "mine.txt"):
+        (out / "report" / name).write_text("x")
+    done("sweep", file, "--out", out)
+    assert not (out / "report/old.csv").exists() and not (out / "report/by-size.png").exists()
+    assert (out / "report/mine.txt").exists()
 
 
 def test_histories_and_sources_are_in_tables_too(made):
@@ -243,6 +255,8 @@ def test_sources_are_trained_first_and_measured_on_their_own_data(tmp_path, unse
     sentence = refused(4, "sweep", other, "--out", out)
     assert "eps 0.3.safetensors was made with eps=0.3; this call asks eps=0.2" in sentence and "--overwrite" in sentence
     assert state(out) == after
+    told = done("sweep", other, "--out", out, "--dry-run")
+    assert [line.split("  ")[-1].strip() for line in told.splitlines()[2:]] == ["done", "other settings"] * 2
     done("sweep", other, "--out", out, "--overwrite")
     assert [row["eps"] for row in table(out, "sources")] == ["0.0", "0.2"]
     changed = state(out)
