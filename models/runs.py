@@ -16,7 +16,7 @@ from .checkpoints import LoadedModel, load_model
 from .data import TargetData, load_data
 from .errors import CheckpointError, DataError, RunMismatch
 from .images import ImageSet
-from .settings import DataSettings, FineTuneSettings
+from .settings import DataSettings
 from .training import require_same_settings
 
 MODEL_FILE = "model.safetensors"
@@ -125,9 +125,8 @@ def disturbances(info: Mapping[str, Any]) -> list[str]:
     Returns:
         One sentence where the training images were disturbed, otherwise none.
     """
-    settings = FineTuneSettings(**info["settings"])
-    words = ["attacked"] * settings.adversarial + ["shifted"] * bool(settings.shift) + ["mirrored"] * settings.flip
-    words += ["turned"] * bool(settings.rotate)
+    kinds = {"adversarial": "attacked", "shift": "shifted", "flip": "mirrored", "rotate": "turned"}
+    words = [word for name, word in kinds.items() if info["settings"].get(name)]
     if not words:
         return []
     said = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
