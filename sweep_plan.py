@@ -190,7 +190,7 @@ def read_sweep(path: str | Path, out: str | None = None) -> Sweep:
     """Read a sweep's file, and list its runs.
 
     Args:
-        path: A TOML file; examples/sweeps/ has some, and docs/sweep.md tells what may be in it.
+        path: A TOML file; examples/sweeps/ has some, and docs/transfer.md tells what may be in it.
         out: Folder to make instead of the one the file names.
 
     Returns:
