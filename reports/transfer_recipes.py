@@ -137,7 +137,7 @@ class Recipes:
                 line=cell.arm,
                 x=interval(x),
                 y=interval(y),
-                text=cell.k if "k" in self.sweep.varying else "",
+                text=cell.k if "k" in self.sweep.varying and not self.sweep.arm_has_k else "",
             )
             for cell, x, y in held
             if drawn(x)

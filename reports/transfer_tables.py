@@ -214,13 +214,21 @@ class Sweep:
         """
         return ", ".join(word_of(name, getattr(cell, name)) for name in names if name in self.varying)
 
+    @property
+    def arm_has_k(self) -> bool:
+        """Whether k varies between arms alone: a recipe for the head, say, beside one for the whole network."""
+        return "k" in self.varying and len({(cell.arm, cell.k) for cell in self.cells}) == len({
+            c.arm for c in self.cells
+        })
+
     def arms(self) -> dict[tuple[str, str], str]:
         """Source and recipe, the lines of most figures.
 
         Returns:
-            To their words; the source where neither varies.
+            To their words, with k where it belongs to the arm; the source where nothing varies.
         """
-        found = {cell.arm: self.words(cell, ("source", "recipe")) or cell.source for cell in self.cells}
+        told = ("source", "recipe", "k") if self.arm_has_k else ("source", "recipe")
+        found = {cell.arm: self.words(cell, told) or cell.source for cell in self.cells}
         return {
             arm: found[arm] for source in self.sources for recipe in self._recipes if (arm := (source, recipe)) in found
         }

@@ -40,7 +40,7 @@ def by_size(sweep: Sweep) -> View:
         Lines: arms; panels: k.
     """
     rows = sweep.means(["accuracy"])
-    curves = arm_curves(sweep, rows, "Test accuracy by train images", size_axis(rows, "n", IMAGES), ["k"])
+    curves = arm_curves(sweep, rows, "Test accuracy by train images", size_axis(rows, "n", IMAGES), _by_k(sweep))
     caption = "Test accuracy against the number of train images."
     return View(name="by-size", heading="Size of the train set", curves=curves, caption=caption)
 
@@ -114,7 +114,7 @@ def few_data(sweep: Sweep) -> View:
     if known := all(count > 0 for count in classes.values()):
         rows = [{**row, "images_per_class": row["n"] / classes[row["data"]]} for row in rows]
     axis = size_axis(rows, "images_per_class", PER_CLASS) if known else size_axis(rows, "n", IMAGES)
-    curves = arm_curves(sweep, rows, "Few data: accuracies and seconds of training", axis, ["k"])
+    curves = arm_curves(sweep, rows, "Few data: accuracies and seconds of training", axis, _by_k(sweep))
     caption = (
         "What few train images give, and what the training costs. Seconds are those of this sweep's machine, which may have "
         "been shared: compare them with each other only."
@@ -157,6 +157,11 @@ def by_epoch(sweep: Sweep) -> list[View]:
             )
         )
     return made
+
+
+def _by_k(sweep: Sweep) -> list[str]:
+    """Panels of one k, but where every arm has a k of its own: then all of them are to be compared."""
+    return [] if sweep.arm_has_k else ["k"]
 
 
 def _untouched(sweep: Sweep, curves: Curves) -> list[Level]:

@@ -145,6 +145,21 @@ def test_few_data_without_classes_counts_images():
     assert view.curves.axis.label.startswith("train images n")
 
 
+def test_arms_that_have_a_k_of_their_own_share_a_panel():
+    rows = [
+        {"recipe": r, "k": k, "n": n, "robust_accuracy": 0.3}
+        for r, k in (("frozen", "0"), ("LwF", "all"))
+        for n in (100, 400)
+    ]
+    for view in (by_size(sweep(rows)), few_data(sweep(rows, attack=ATTACK))):
+        assert list(view.curves.labels.values()) == ["frozen, k = 0", "LwF, k = all"]
+        assert len({view.curves.panel(row) for row in view.curves.rows}) == len({
+            row["measure"] for row in view.curves.rows
+        })
+    curves = by_size(sweep([*rows, {"recipe": "LwF", "k": "0", "n": 100}])).curves
+    assert {curves.panel(row)[1] for row in curves.rows} == {"k = 0", "k = all"}
+
+
 def test_epochs_are_a_figure_for_each_target():
     rows = grid(data=["digits", "mnist"], source=["natural", "robust"], seed=[0, 1])
     said = [
