@@ -155,7 +155,7 @@ def _sections(views: Iterable[View], output: Output) -> list[Section]:
 
 def _picture(view: View, output: Output) -> Part:
     frame = view.curves.frame()
-    file = output.add(view.name.replace("-", "_"), frame)
+    file = output.add(view.table or view.name.replace("-", "_"), frame)
     drawn = [row for row in view.curves.rows if view.curves.drawn(row)]
     words = [view.caption, basis(drawn)]
     for name, title in (("k", "k"), ("n", "n"), ("source", "the sources")):

@@ -24,10 +24,12 @@ class View:
     """A figure of the page, and what is said about it."""
 
     name: str
-    """Of its files."""
+    """Of its picture, and of its table where no other is given."""
     heading: str
     curves: Curves
     caption: str
+    table: str = ""
+    """Name of the table that it shares with other views."""
 
 
 def by_size(sweep: Sweep) -> View:
@@ -154,6 +156,7 @@ def by_epoch(sweep: Sweep) -> list[View]:
                 heading=f"Course of the training{f': {words}' if words else ''}",
                 curves=curves,
                 caption=caption,
+                table="by_epoch",
             )
         )
     return made

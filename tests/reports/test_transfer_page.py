@@ -100,6 +100,30 @@ def test_tables_are_what_the_csv_files_hold(written):
     assert (folder / "history.csv").read_text(encoding="utf-8").count("\n") == 1 + len(tables()[1])
 
 
+def test_every_name_is_documented(written):
+    text = (
+        (Path(__file__).parents[2] / "docs" / "stats.md")
+        .read_text(encoding="utf-8")
+        .partition("# stats.json of a sweep")[2]
+    )
+    known = {name.strip() for span in re.findall(r"`([^`\n]+)`", text) for name in span.strip("{}").split(",")}
+    _, stats, _ = written
+    entries = (*stats["figures"], *stats["tables"].values(), stats["settings"])
+    assert {*stats, *stats["tables"], *(name for entry in entries for name in entry)} <= known
+    told = {*known, *(f"{n}{end}" for n in ("gain", "lead") for end in ("", "_low", "_high"))}
+    told |= {f"{m}_{end}" for m in ("accuracy", "robust accuracy", "seconds") for end in ("mean", "low", "high")}
+    for name, entry in stats["tables"].items():
+        assert name in {"runs", "sources"} or set(entry["columns"]) <= told | {"quantity"}, name
+
+
+def test_targets_share_the_table_of_epochs(tmp_path):
+    rows = [{"data": data, "seed": seed} for data in ("digits", "mnist") for seed in (0, 1)]
+    said = [{**row, "epoch": epoch} for row in rows for epoch in (1, 2)]
+    stats = write_transfer_report(runs(*rows), history(*said), sources(), tmp_path, dpi=40)
+    assert [figure["file"] for figure in stats["figures"]] == ["by-epoch-1.png", "by-epoch-2.png"]
+    assert stats["tables"]["by_epoch"]["columns"]["data"] == ["digits"] * 2 + ["mnist"] * 2
+
+
 def test_progress_counts_to_the_end(written):
     told = written[2]
     assert [done for _, done, _ in told] == list(range(told[-1][2] + 1)) and {stage for stage, *_ in told} == {"report"}
