@@ -252,7 +252,7 @@ def draw(series: dict[str, list[Run]], path: Path) -> bool:
         axes.set(title=name, xlabel=letter, ylabel="seconds")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(x, [f"{value:,}" for value in x])
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
     return True
 
