@@ -170,3 +170,24 @@ def own_run() -> Path:
     out = own().home / "run"
     done(*own().words, "--out", out)
     return out
+
+
+def lived_source(folder):
+    """A source for four classes whose batch-norm layers are not those it was born with."""
+    import torch
+    from torch import nn
+    from upweight.models.checkpoints import load_model, save_model
+    from upweight.models.zoo import build
+
+    torch.manual_seed(0)
+    model = build("small_resnet", num_classes=4, mean=(0.3,), std=(0.35,)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(16, 1, 28, 28))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    path = folder / "mine.safetensors"
+    save_model(path, model, {})
+    return load_model(path)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from upweight.models.accuracy import natural_accuracy
 from upweight.models.attacks import random_start
 from upweight.models.augment import augment
-from upweight.models.checkpoints import load_model, save_model
+from upweight.models.checkpoints import save_model
 from upweight.models.data import choose_subset, load_data
 from upweight.models.device import generator
 from upweight.models.finetune import fine_tune, network_to_train
@@ -32,14 +32,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    torch.manual_seed(0)
-    model = build("small_resnet", num_classes=4, mean=(0.3,), std=(0.35,)).train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(16, 1, 28, 28))
-    path = tmp_path_factory.mktemp("source") / "mine.safetensors"
-    save_model(path, model, {})
-    return load_model(path)
+    return tiny.lived_source(tmp_path_factory.mktemp("source"))
 
 
 def quick(**changes):

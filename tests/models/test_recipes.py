@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from upweight import UsageError
-from upweight.models.checkpoints import load_model, read_tensors, save_model
+from upweight.models.checkpoints import read_tensors, save_model
 from upweight.models.data import choose_subset, load_data
 from upweight.models.errors import RunMismatch
 from upweight.models.finetune import fine_tune
@@ -43,19 +43,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A source whose batch-norm layers are not those it was born with."""
-    torch.manual_seed(0)
-    model = build("small_resnet", num_classes=4, mean=(0.3,), std=(0.35,)).train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(16, 1, 28, 28))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.1)
-    path = tmp_path_factory.mktemp("source") / "mine.safetensors"
-    save_model(path, model, {})
-    return load_model(path)
+    return tiny.lived_source(tmp_path_factory.mktemp("source"))
 
 
 def quick(**changes):
