@@ -5,8 +5,8 @@ Heavy modules are imported inside the functions that need them, so that the comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -400,8 +400,17 @@ def store_of(run: Path) -> Path:
     return store if run.is_dir() else run
 
 
-def few_threads(network: LoadedModel) -> AbstractContextManager[None]:
-    """One torch thread for a small network: two get in each other's way as soon as the machine has other work."""
+@contextmanager
+def few_threads(network: LoadedModel) -> Generator[None, None, None]:
+    """One torch thread for a small network: two get in each other's way as soon as the machine has other work.
+
+    Matrices may be as large as ever, and their products go to as many cores as before.
+    """
+    import torch
+
+    from .influence.blas import on_cores
     from .models.device import threads
 
-    return threads(1 if sum(value.numel() for value in network.model.parameters()) <= SMALL_NETWORK else None)
+    small = sum(value.numel() for value in network.model.parameters()) <= SMALL_NETWORK
+    with on_cores(torch.get_num_threads()), threads(1 if small else None):
+        yield

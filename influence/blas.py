@@ -24,7 +24,8 @@ Item = TypeVar("Item")
 
 _CPU = torch.device("cpu")
 _here = threading.local()
-"""Of this thread: busy, that it does one of several jobs; assumed, the size that its calls are said to have."""
+"""Of this thread: busy, that it does one of several jobs; cores, how many it may use; assumed, the size that its calls are said
+to have."""
 
 ONE_THREAD_FLOPS = 2e9  # a shorter call gains little from a second thread, and loses a lot where that one has to wait
 
@@ -44,6 +45,24 @@ def as_if(flops: float) -> Generator[None, None, None]:
         yield
     finally:
         del _here.assumed
+
+
+@contextmanager
+def on_cores(count: int) -> Generator[None, None, None]:
+    """Share work among so many cores, however few threads torch has.
+
+    Args:
+        count: How many.
+
+    Yields:
+        Nothing.
+    """
+    before = getattr(_here, "cores", None)
+    _here.cores = count
+    try:
+        yield
+    finally:
+        _here.cores = before
 
 
 def side_by_side(work: Callable[[Item], Any], items: Iterable[Item], flops: float, device: torch.device) -> None:
@@ -86,13 +105,15 @@ def workers(flops: float) -> int:
         flops: Operations in all.
 
     Returns:
-        The number that torch may use, at most one for each processor of this process; 1 for short work, and within a job.
+        The number that torch may use, or that `on_cores` says, at most one for each processor of this process; 1 for short work,
+        and within a job.
     """
     if getattr(_here, "busy", False):
         return 1
     flops = getattr(_here, "assumed", flops)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(torch.get_num_threads(), processors) if flops >= ONE_THREAD_FLOPS else 1
+    cores = getattr(_here, "cores", None) or torch.get_num_threads()
+    return min(cores, processors) if flops >= ONE_THREAD_FLOPS else 1
 
 
 def one_thread() -> AbstractContextManager[Any]:

@@ -77,6 +77,18 @@ def test_a_call_can_be_timed_as_a_part_of_a_larger_one(monkeypatch):
     assert blas.workers(1e3) == 1
 
 
+def test_cores_can_be_more_than_torchs_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(blas.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert blas.workers(1e12) == 1
+    with blas.on_cores(2):
+        assert blas.workers(1e12) == 2
+        with blas.on_cores(8):
+            assert blas.workers(1e12) == 3  # as many processors as there are
+        assert blas.workers(1e12) == 2
+    assert blas.workers(1e12) == 1
+
+
 @pytest.mark.parametrize(("size", "count", "lengths"), [(10, 3, [3, 4, 3]), (2, 5, [1, 1]), (7, 1, [7]), (0, 3, [0])])
 def test_cuts(size, count, lengths):
     parts = blas.cuts(size, count)
