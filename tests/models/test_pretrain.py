@@ -136,7 +136,9 @@ def test_exchanged_weights_are_noticed(tmp_path, shapes):
 
 def test_unknown_architecture_is_refused_before_any_image_is_read(tmp_path):
     settings = PretrainSettings(architecture="resnet51", data=str(tmp_path / "none.npz"))
-    with pytest.raises(UsageError, match=r"There is no architecture 'resnet51'; choose one of small_resnet, .*resnet18"):
+    with pytest.raises(
+        UsageError, match=r"There is no architecture 'resnet51'; choose one of small_resnet, .*resnet18"
+    ):
         pretrain(settings, tmp_path / "out.safetensors")
 
 
