@@ -149,7 +149,7 @@ def without_each(n: int, examples: Sequence[int] | NDArray[Any]) -> Bool[NDArray
         UsageError: A position is out of range or named twice.
     """
     left_out = np.asarray(examples, dtype=np.int64)
-    if len(left_out) and not (0 <= left_out.min() and left_out.max() < n):
+    if len(left_out) and not (left_out.min() >= 0 and left_out.max() < n):
         raise UsageError(f"Examples to leave out must lie between 0 and {n - 1}, got {left_out.tolist()}.")
     if len(np.unique(left_out)) < len(left_out):
         raise UsageError("An example to leave out is named twice; name each once.")
