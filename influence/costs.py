@@ -14,7 +14,8 @@ from .calibrate import SLOT, Machine, count_flops, growing, seconds_of
 from .curvature import Curvature
 from .estimate import Matrix, Stage
 from .gradients import KEPT_BYTES
-from .hessian import Hessian, hessian_rows, tangents_at_once
+from .hessian import Hessian, hessian_rows
+from .products import tangents_at_once
 from .sample import Sampled
 from .sensitivity import SAMPLE
 from .side import Side

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -10,19 +9,17 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jvp, vmap
 
 from .. import UsageError
 from .damping import checked, each, single
 from .errors import SolveError
 from .gradients import TrainGradients
 from .problem import Problem
+from .products import hessian_products, tangents_at_once
 from .side import Side
 from .solve import EVD_LIMIT, Eigen, Inversion, Negative, eigendecompose
 from .spectrum import Spectrum
 from .work import ANY, Work
-
-TANGENT_BYTES = 256 * 2**20  # of tangent vectors in flight: p of them would be as large as the Hessian
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,20 +191,6 @@ def assemble_hessian(train: Side, batch_size: int) -> Float[Tensor, "p p"]:
     return H / len(train)
 
 
-def tangents_at_once(problem: Problem, batch_size: int) -> int:
-    """How many rows of the Hessian are formed in one step.
-
-    Args:
-        problem: The analysed function.
-        batch_size: Examples in the step.
-
-    Returns:
-        At least one.
-    """
-    item = 8 if problem.linear else torch.finfo(problem.dtype).bits // 8
-    return max(1, min(problem.p, TANGENT_BYTES // (item * (problem.p + 64 * batch_size))))
-
-
 def hessian_rows(problem: Problem, z: Tensor, y: Tensor, rows: slice) -> Float[Tensor, "r p"]:
     """Some rows of the sum of the Hessians of some examples.
 
@@ -219,34 +202,9 @@ def hessian_rows(problem: Problem, z: Tensor, y: Tensor, rows: slice) -> Float[T
 
     Returns:
         The rows, in the type that the problem computes in.
-
-    Raises:
-        SolveError: torch.func cannot differentiate a layer of the model twice.
-        OutOfMemoryError: The device's memory is full; a smaller batch size helps.
     """
-    start = problem.flatten(problem.start())
-
-    def summed(vector: Tensor) -> Tensor:
-        return problem.losses(problem.logits(problem.unflatten(vector), z), y).sum()
-
-    def product(tangent: Tensor) -> Tensor:
-        out: Tensor = jvp(grad(summed), (start,), (tangent,))[1]
-        return out
-
-    at = torch.arange(rows.stop - rows.start, device=start.device)
-    tangents = torch.zeros(len(at), len(start), dtype=start.dtype, device=start.device)
+    at = torch.arange(rows.stop - rows.start, device=z.device)
+    dtype = torch.float64 if problem.linear else problem.dtype
+    tangents = torch.zeros(len(at), problem.p, dtype=dtype, device=z.device)
     tangents[at, rows.start + at] = 1
-    try:
-        with warnings.catch_warnings():
-            # on first use torch imports its forward-mode formulas, which still call its own deprecated jit.script
-            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-            found: Tensor = vmap(product)(tangents)
-    except torch.OutOfMemoryError:
-        raise  # a RuntimeError too, but not about the model
-    except (RuntimeError, NotImplementedError) as error:
-        raise SolveError(
-            f"The Hessian of {type(problem.model).__name__} failed inside torch.func: {str(error).splitlines()[0]} "
-            "Replace the layer it names, or leave its parameters out of `parameters`."
-        ) from error
-    return found
+    return hessian_products(problem, z, y, tangents)

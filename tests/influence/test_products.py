@@ -1,0 +1,115 @@
+"""The mean curvature times vectors against the dense matrices of the loops."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from cases import BY_NAME, CASES
+from methods import pair_name, parts
+from numpy.testing import assert_allclose
+from torch import nn
+from upweight import SolveError, UsageError
+from upweight.influence import products as products_module
+from upweight.influence.attribute import prepare
+from upweight.influence.problem import evaluating
+from upweight.influence.products import Products
+
+
+def train_side(problem, batch_size=256, **options):
+    """The train set of a case, examined; the head is the problem's own where its name says so."""
+    head = None
+    if len({name.rpartition(".")[0] for name in problem.names}) == 1 and problem.parameters == "head":
+        head = problem.names[0].rpartition(".")[0]
+    with evaluating(problem.model):
+        return prepare(
+            problem.model, problem.train, None, parameters=problem.names, head=head, dtype=None,
+            device=torch.device("cpu"), batch_size=batch_size, weight_decay=None, **{"loss": None, **options},
+        ).train  # fmt: skip
+
+
+def some_vectors(p, b=5):
+    return torch.randn(p, b, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=pair_name)
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+def test_products_are_those_of_the_dense_matrix(case, kind):
+    problem = case.build()
+    side, V = train_side(problem, batch_size=8), some_vectors(problem.p)
+    with evaluating(problem.model):
+        got = Products(side, kind)(V)
+    assert got.dtype == torch.float64
+    dense = parts(case).ggn if kind == "ggn" else parts(case).hessian
+    want = torch.from_numpy(dense) @ V
+    assert_allclose(got, want, rtol=0, atol=1e-12 * max(1.0, float(want.abs().max())))
+
+
+def test_float32_network_gives_float32_accuracy():
+    case = BY_NAME["mlp"]
+    problem = case.build(dtype=torch.float32)
+    side, V = train_side(problem), some_vectors(problem.p)
+    with evaluating(problem.model):
+        got = Products(side)(V)
+    want = torch.from_numpy(reference.mean_ggn(problem)) @ V
+    assert_allclose(got, want, atol=2e-6 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+def test_batches_and_chunks_of_vectors_change_nothing(kind, monkeypatch):
+    problem = BY_NAME["conv"].build()
+    V = some_vectors(problem.p)
+    with evaluating(problem.model):
+        want = Products(train_side(problem), kind)(V)
+        monkeypatch.setattr(products_module, "TANGENT_BYTES", 1)  # one vector at a time
+        got = Products(train_side(problem, batch_size=4), kind)(V)
+    assert_allclose(got, want, rtol=0, atol=1e-13)
+
+
+def test_another_loss_has_a_hessian_and_no_gauss_newton_matrix():
+    problem = BY_NAME["mlp"].build()
+
+    def squared(logits, y):
+        return ((logits - nn.functional.one_hot(y, 3)) ** 2).sum(1)
+
+    side = train_side(problem, loss=squared)
+    with evaluating(problem.model):
+        H = Products(side, "hessian")(torch.eye(problem.p, dtype=torch.float64))
+        net = reference.Network(problem)
+
+        def mean_loss(theta):
+            return sum(squared(net.logits(theta, x)[None], y[None])[0] for x, y in zip(*problem.train, strict=True))
+
+        want = torch.autograd.functional.hessian(mean_loss, net.theta) / problem.n
+    assert_allclose(H, want, rtol=0, atol=1e-12)
+    with pytest.raises(UsageError, match="take 'hessian'"):
+        Products(side)
+
+
+def test_kind_is_checked():
+    with pytest.raises(UsageError, match="'fisher'"):
+        Products(train_side(BY_NAME["head"].build()), "fisher")
+
+
+class Unbatchable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return Unbatchable.apply(x)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian"])
+def test_a_layer_that_torch_func_cannot_take_is_told(kind):
+    problem = BY_NAME["mlp"].build()
+    side = train_side(problem)
+    problem.model.append(Odd().double())
+    with evaluating(problem.model), pytest.raises(SolveError, match=r"Sequential failed inside torch\.func"):
+        Products(side, kind)(some_vectors(problem.p))
