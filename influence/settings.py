@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from .. import UsageError
@@ -130,6 +131,23 @@ class AttributeSettings:
         damping = self.damping if len(self.damping) > 1 else next(iter(self.damping), None)
         told = {**asdict(self), "damping": damping, "leave_one_out": self.leave_one_out or False}
         return {name: value for name, value in told.items() if name not in ("device", "batch_size", "memory")}
+
+    @classmethod
+    def of_decisive(cls, told: Mapping[str, Any]) -> AttributeSettings:
+        """The settings of scores that are there.
+
+        Args:
+            told: What `decisive` gave, and anything else; settings that were not known then have their defaults.
+
+        Returns:
+            The settings, without those that change no number.
+        """
+        names = {field.name for field in fields(cls)}
+        held = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in names}
+        damping = held.get("damping")
+        held["damping"] = damping if isinstance(damping, tuple) else () if damping is None else (damping,)
+        held["leave_one_out"] = held.get("leave_one_out") or None
+        return cls(**held)
 
 
 def memory_bytes(memory: str | float | None) -> int | None:
