@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from .dry_run import estimate
     from .influence.errors import ShapeError, SolveError
     from .influence.estimate import Estimate
+    from .influence.evaluation import lds, mislabel
     from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
+    from .influence.removal import loo
     from .influence.scores import Scores
     from .influence.tables import Table
     from .models.errors import CheckpointError, DataError
@@ -47,6 +49,9 @@ _HOME = {
     "Hessian": ".influence.hessian",
     "GaussNewton": ".influence.gauss_newton",
     "GradientDot": ".influence.gradient_dot",
+    "lds": ".influence.evaluation",
+    "loo": ".influence.removal",
+    "mislabel": ".influence.evaluation",
     "Scores": ".influence.scores",
     "Table": ".influence.tables",
     "ShapeError": ".influence.errors",
@@ -71,6 +76,10 @@ __all__ = [
     "Hessian",
     "GaussNewton",
     "GradientDot",
+    # scores held against retraining
+    "lds",
+    "loo",
+    "mislabel",
     # errors
     "UpweightError",
     "UsageError",
