@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..influence.tables import Table
 from .tabular import WIDE
@@ -83,3 +84,43 @@ def _cell(row: Row) -> str:
         None if row[name] is None else f"{100 * row[name]:{sign}.1f}" for name in ("mean", "low", "high")
     )
     return "" if mean is None else mean if low is None or high is None else f"{mean} [{low}, {high}]"
+
+
+def evaluation_summary(stats: Mapping[str, Any]) -> list[Table]:
+    """The tables of an evaluation that a terminal shows, to three digits and with intervals beside their numbers.
+
+    Args:
+        stats: What stats.json holds.
+
+    Returns:
+        Methods, and sets and wrong labels where these were looked at.
+    """
+    found = []
+    for name in ("methods", "groups", "mislabel"):
+        if name in stats["tables"]:
+            held = stats["tables"][name]
+            columns = {key: values for key, values in held["columns"].items() if key != "kind"}
+            found.append(Table(_with_intervals(columns), held["title"]))
+    return found
+
+
+def _with_intervals(columns: Mapping[str, list[Any]]) -> dict[str, NDArray[Any]]:
+    """Numbers in words, and the ends of an interval in the cell of its number."""
+    out: dict[str, NDArray[Any]] = {}
+    ends = {name.rsplit("_", 1)[0] for name in columns if name.endswith("_low")}
+    for name, values in columns.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        stem = name if name in ends else name.split("_")[0]
+        shown = stem in ends and f"{stem}_low" in columns and name in {stem, f"{stem}_pearson"}
+        lows, highs = (columns[f"{stem}_{end}"] if shown else [None] * len(values) for end in ("low", "high"))
+        out[name.replace("_", " ")] = np.array([
+            _number(value, low, high) for value, low, high in zip(values, lows, highs, strict=True)
+        ])
+    return out
+
+
+def _number(value: Any, low: Any, high: Any) -> str:
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
