@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,8 +22,39 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .problems import Problem
 
-Run = Callable[[], np.ndarray]
 cross_entropy = nn.functional.cross_entropy
+
+
+class Run:
+    """One call of a method, from model and data to all scores [m, n].
+
+    `fit` makes what does not depend on the damping, as far as the tool lets it, and `score` the rest: a sweep over dampings
+    fits once.
+    """
+
+    def __init__(self, fit: Callable[[], Any], score: Callable[[Any, float], np.ndarray], damping: float) -> None:
+        self.fit, self.score, self.damping = fit, score, damping
+        self.fitted: Any = None
+
+    def __call__(self) -> np.ndarray:
+        self.fitted = None  # what an earlier call holds would count as memory
+        self.fitted = self.fit()
+        return self.score(self.fitted, self.damping)
+
+    def several(self, dampings: Sequence[Any]) -> list[np.ndarray]:
+        """Scores at each of some dampings."""
+        if self.fitted is None:
+            self.fitted = self.fit()
+        return [self.score(self.fitted, damping) for damping in dampings]
+
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage of the last call, where they are known."""
+        return {}
+
+
+def whole(score: Callable[[float], np.ndarray], damping: float) -> Run:
+    """A call of which nothing serves another damping."""
+    return Run(lambda: True, lambda _, at: score(at), damping)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,65 +90,85 @@ ALL = ("head", "cnn", "resnet")
 # ------------------------------------------------------------------------------------------------------------ upweight
 
 
-def _ours(curvature: Callable[[Any, float], Any], dtype: torch.dtype) -> Callable[[Problem], Run]:
-    def prepare(problem: Problem) -> Run:
+class Ours(Run):
+    """A call of `upweight.attribute`; a list of dampings goes to the curvature as such."""
+
+    def __init__(self, problem: Problem, curvature: Callable[[Any, Any], Any], dtype: torch.dtype) -> None:
         import upweight
 
-        problem = problem.to(dtype)
-        chosen = curvature(upweight, problem.spec.damping)
-        import upweight.influence.attribute  # loaded on first use otherwise
+        import_module("upweight.influence.attribute")  # loaded on first use otherwise
+        super().__init__(lambda: True, lambda _, at: self.several([at])[0], problem.spec.damping)
+        self.upweight, self.problem = upweight, problem.to(dtype)
+        self.curvature, self.dtype = curvature, dtype
+        self.seconds: dict[str, float] = {}
+        self.facts: Any = None
+        """What the last call said of its curvature."""
 
-        stages: dict[str, float] = {}
-        last = 0.0
+    def several(self, dampings: Sequence[Any]) -> list[np.ndarray]:
+        self.seconds, last = {}, time.perf_counter()
 
         def progress(stage: str, done: int, total: int) -> None:
             nonlocal last
             now = time.perf_counter()
-            stages[stage] = stages.get(stage, 0.0) + now - last
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - last
             last = now
 
-        def run() -> np.ndarray:
-            nonlocal last
-            stages.clear()
-            last = time.perf_counter()
-            sides = (problem.X, problem.y), (problem.Xq, problem.yq)
-            settings = {"parameters": problem.parameters, "curvature": chosen, "dtype": dtype, "device": "cpu"}
-            return upweight.attribute(problem.model, *sides, progress=progress, **settings).matrix
+        problem = self.problem
+        chosen = self.curvature(self.upweight, dampings[0] if len(dampings) == 1 else tuple(dampings))
+        found = self.upweight.attribute(
+            problem.model,
+            (problem.X, problem.y),
+            (problem.Xq, problem.yq),
+            progress=progress,
+            parameters=problem.parameters,
+            curvature=chosen,
+            weight_decay=problem.weight_decay,
+            dtype=self.dtype,
+            device="cpu",
+        )
+        self.facts = found.spectrum
+        return [found.matrix] if len(dampings) == 1 else [found.at_damping[at].matrix for at in dampings]
 
-        run.stages = lambda: {name: round(seconds, 3) for name, seconds in stages.items()}
-        return run
+    def stages(self) -> dict[str, float]:
+        return {name: round(seconds, 3) for name, seconds in self.seconds.items()}
 
-    return prepare
+
+def ours(curvature: Callable[[Any, Any], Any], dtype: torch.dtype = torch.float32) -> Callable[[Problem], Run]:
+    """An entry of ours: what makes the curvature of the package's module and a damping, or several."""
+    return lambda problem: Ours(problem, curvature, dtype)
 
 
 for _bits in (32, 64):
     _dtype = {32: torch.float32, 64: torch.float64}[_bits]
     _about = {"tool": "upweight", "dtype": f"float{_bits}", "exact": True}
     method(f"head{_bits}", name="LinearHead", kinds=("head",), **_about)(
-        _ours(lambda upweight, damping: upweight.LinearHead(damping=damping), _dtype)
+        ours(lambda upweight, damping: upweight.LinearHead(damping=damping), _dtype)
     )
     method(f"newton{_bits}", name="GaussNewton", kinds=("cnn", "resnet"), **_about)(
-        _ours(lambda upweight, damping: upweight.GaussNewton(damping=damping), _dtype)
+        ours(lambda upweight, damping: upweight.GaussNewton(damping=damping), _dtype)
     )
 method("dot", tool="upweight", name="GradientDot (no curvature)", kinds=ALL, scaled=False)(
-    _ours(lambda upweight, damping: upweight.GradientDot(), torch.float32)
+    ours(lambda upweight, damping: upweight.GradientDot(), torch.float32)
 )
 
 # --------------------------------------------------------------------------------------------------------------- pyDVL
 
 
-def _pydvl(build: Callable[[Any, Problem], Any], dtype: torch.dtype = torch.float32) -> Callable[[Problem], Run]:
+def pydvl(build: Callable[[Any, Problem], Any], dtype: torch.dtype = torch.float32) -> Callable[[Problem], Run]:
     def prepare(problem: Problem) -> Run:
         import pydvl.influence.torch as pydvl
 
         problem = problem.tail().to(dtype)
         loader = DataLoader(TensorDataset(problem.X, problem.y), batch_size=len(problem.y))
 
-        def run() -> np.ndarray:
-            influence = build(pydvl, problem).fit(loader)
+        def score(influence: Any, damping: float) -> np.ndarray:
+            if hasattr(influence, "hessian_regularization"):
+                influence.hessian_regularization = damping
+            elif damping != problem.spec.damping:
+                influence.with_regularization(damping)
             return influence.influences(problem.Xq, problem.yq, problem.X, problem.y).detach().numpy()
 
-        return run
+        return Run(lambda: build(pydvl, problem).fit(loader), score, problem.spec.damping)
 
     return prepare
 
@@ -134,22 +187,22 @@ def _low_rank(kind: str) -> Callable[[Any, Problem], Any]:
     return build
 
 
-method("pydvl-direct32", tool="pyDVL", name="Direct", kinds=("head",), exact=True)(_pydvl(_direct))
+method("pydvl-direct32", tool="pyDVL", name="Direct", kinds=("head",), exact=True)(pydvl(_direct))
 method("pydvl-direct64", tool="pyDVL", name="Direct", kinds=("head",), exact=True, dtype="float64", largest=9_000)(
-    _pydvl(_direct, torch.float64)
+    pydvl(_direct, torch.float64)
 )
 method("pydvl-nystroem", tool="pyDVL", name="Nystroem, rank 100", kinds=ALL)(
-    _pydvl(_low_rank("NystroemSketchInfluence"))
+    pydvl(_low_rank("NystroemSketchInfluence"))
 )
-method("pydvl-arnoldi", tool="pyDVL", name="Arnoldi, rank 100", kinds=ALL)(_pydvl(_low_rank("ArnoldiInfluence")))
+method("pydvl-arnoldi", tool="pyDVL", name="Arnoldi, rank 100", kinds=ALL)(pydvl(_low_rank("ArnoldiInfluence")))
 method("pydvl-ekfac", tool="pyDVL", name="EK-FAC", kinds=("head",))(
-    _pydvl(lambda p, problem: p.EkfacInfluence(problem.model, True, hessian_regularization=problem.spec.damping))
+    pydvl(lambda p, problem: p.EkfacInfluence(problem.model, True, hessian_regularization=problem.spec.damping))
 )
 
 # -------------------------------------------------------------------------------------------------------------- dattri
 
 
-def _dattri(build: Callable[[Any, Any, Problem], Any]) -> Callable[[Problem], Run]:
+def dattri(build: Callable[[Any, Any, Problem], Any]) -> Callable[[Problem], Run]:
     def prepare(problem: Problem) -> Run:
         import dattri.algorithm.influence_function as dattri
         from dattri.task import AttributionTask
@@ -164,75 +217,90 @@ def _dattri(build: Callable[[Any, Any, Problem], Any]) -> Callable[[Problem], Ru
         train = DataLoader(TensorDataset(problem.X, problem.y), batch_size=len(problem.y))
         queries = DataLoader(TensorDataset(problem.Xq, problem.yq), batch_size=len(problem.yq))
 
-        def run() -> np.ndarray:
+        def score(damping: float) -> np.ndarray:
             task = AttributionTask(loss, model, model.state_dict())
-            attributor = build(dattri, task, problem)
+            attributor = build(dattri, task, problem.at(damping))
             attributor.cache(train)
             with torch.no_grad():
                 return attributor.attribute(train, queries).T.numpy()
 
-        return run
+        return whole(score, problem.spec.damping)
 
     return prepare
 
 
 method("dattri-explicit", tool="dattri", name="Explicit", kinds=("head",), exact=True, largest=9_000)(
-    _dattri(lambda d, task, problem: d.IFAttributorExplicit(task, regularization=problem.spec.damping))
+    dattri(lambda d, task, problem: d.IFAttributorExplicit(task, regularization=problem.spec.damping))
 )
 method("dattri-arnoldi", tool="dattri", name="Arnoldi, dimension 100", kinds=ALL)(
-    _dattri(lambda d, task, problem: d.IFAttributorArnoldi(task, proj_dim=100, regularization=problem.spec.damping))
+    dattri(lambda d, task, problem: d.IFAttributorArnoldi(task, proj_dim=100, regularization=problem.spec.damping))
 )
 method("dattri-ekfac", tool="dattri", name="EK-FAC", kinds=("head",))(
-    _dattri(lambda d, task, problem: d.IFAttributorEKFAC(task, damping=problem.spec.damping))
+    dattri(lambda d, task, problem: d.IFAttributorEKFAC(task, damping=problem.spec.damping))
 )
 
 # -------------------------------------------------------------------------------------------------------------- captum
 
 
-def _captum(kind: str, **settings: Any) -> Callable[[Problem], Run]:
+def captum(kind: str, **settings: Any) -> Callable[[Problem], Run]:
     """Its Hessian is the sum over examples: n times ours, and so is the damping that it is given."""
 
     def prepare(problem: Problem) -> Run:
-        from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction
+        from captum.influence._core import arnoldi_influence_function as arnoldi
         from captum.influence._core.influence_function import NaiveInfluenceFunction
 
         problem = problem.tail()
         n = len(problem.y)
-        make = {"naive": NaiveInfluenceFunction, "arnoldi": ArnoldiInfluenceFunction}[kind]
-        batched = problem.spec.kind != "resnet"  # it batches the gradients of linear and convolutional layers only
+        make = {"naive": NaiveInfluenceFunction, "arnoldi": arnoldi.ArnoldiInfluenceFunction}[kind]
+        batched = problem.spec.kind not in (
+            "resnet",
+            "tail",
+        )  # it batches the gradients of linear and convolutional layers only
         p = sum(parameter.numel() for parameter in problem.model.parameters())
         folder = tempfile.mkdtemp()
         torch.save(problem.model.state_dict(), Path(folder) / "model.pt")
 
-        def run() -> np.ndarray:
-            influence = make(
-                problem.model,
-                DataLoader(TensorDataset(problem.X, problem.y), batch_size=n),
-                str(Path(folder) / "model.pt"),
-                loss_fn=nn.CrossEntropyLoss(reduction="sum" if batched else "none"),
-                sample_wise_grads_per_batch=batched,
-                hessian_reg=n * problem.spec.damping,
-                hessian_inverse_tol=0.0,
-                **{"projection_dim": p, **settings},
-            )
+        def score(known: dict[str, Any], damping: float) -> np.ndarray:
+            with patch(f"{arnoldi.__name__}._parameter_arnoldi", remembered(arnoldi._parameter_arnoldi, known)):
+                influence = make(
+                    problem.model,
+                    DataLoader(TensorDataset(problem.X, problem.y), batch_size=n),
+                    str(Path(folder) / "model.pt"),
+                    loss_fn=nn.CrossEntropyLoss(reduction="sum" if batched else "none"),
+                    sample_wise_grads_per_batch=batched,
+                    hessian_reg=n * damping,
+                    hessian_inverse_tol=0.0,
+                    **{"projection_dim": p, **settings},
+                )
             return n * influence.influence((problem.Xq, problem.yq)).detach().numpy()
 
-        return run
+        return Run(dict, score, problem.spec.damping)
 
     return prepare
 
 
+def remembered(function: Callable[..., Any], known: dict[str, Any]) -> Callable[..., Any]:
+    """A function that is called once; its result serves all later calls."""
+
+    def call(*words: Any) -> Any:
+        if "result" not in known:
+            known["result"] = function(*words)
+        return known["result"]
+
+    return call
+
+
 method("captum-naive", tool="captum", name="Naive, all p directions", kinds=("head",), exact=True, largest=9_000)(
-    _captum("naive")
+    captum("naive")
 )
 method("captum-arnoldi", tool="captum", name="Arnoldi, dimension 100", kinds=ALL)(
-    _captum("arnoldi", projection_dim=100, arnoldi_dim=100)
+    captum("arnoldi", projection_dim=100, arnoldi_dim=100)
 )
 
 # --------------------------------------------------------------------------------------------------------- kronfluence
 
 
-def _kronfluence(strategy: str) -> Callable[[Problem], Run]:
+def kronfluence(strategy: str) -> Callable[[Problem], Run]:
     def prepare(problem: Problem) -> Run:
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -251,41 +319,35 @@ def _kronfluence(strategy: str) -> Callable[[Problem], Run]:
 
         problem = problem.tail()
         train, queries = TensorDataset(problem.X, problem.y), TensorDataset(problem.Xq, problem.yq)
-        b = 250 if problem.spec.kind == "head" else 100 if problem.spec.kind == "cnn" else 10
+        b = {"cnn": 100, "tail": 100, "resnet": 10}.get(problem.spec.kind, 250)
+        sizes = {"per_device_query_batch_size": b, "per_device_train_batch_size": b}
         task = Classification()
         model = prepare_model(problem.model, task)
 
-        def run() -> np.ndarray:
-            with tempfile.TemporaryDirectory() as folder:
-                analyzer = Analyzer("run", model, task, cpu=True, output_dir=folder, disable_tqdm=True)
-                factors, scores = (
-                    FactorArguments(strategy=strategy),
-                    ScoreArguments(damping_factor=problem.spec.damping),
-                )
-                analyzer.fit_all_factors("f", train, per_device_batch_size=b, factor_args=factors)
-                analyzer.compute_pairwise_scores(
-                    "s",
-                    "f",
-                    queries,
-                    train,
-                    per_device_query_batch_size=b,
-                    per_device_train_batch_size=b,
-                    score_args=scores,
-                )
-                return analyzer.load_pairwise_scores("s")["all_modules"].numpy()
+        def fit() -> tuple[Any, Any]:
+            folder = tempfile.TemporaryDirectory()
+            analyzer = Analyzer("run", model, task, cpu=True, output_dir=folder.name, disable_tqdm=True)
+            factors = FactorArguments(strategy=strategy)
+            analyzer.fit_all_factors("f", train, per_device_batch_size=b, factor_args=factors)
+            return analyzer, folder  # which lives as long as it is held
 
-        return run
+        def score(fitted: tuple[Any, Any], damping: float) -> np.ndarray:
+            name, chosen = f"at{damping:g}", ScoreArguments(damping_factor=damping)
+            fitted[0].compute_pairwise_scores(name, "f", queries, train, score_args=chosen, **sizes)
+            return fitted[0].load_pairwise_scores(name)["all_modules"].numpy()
+
+        return Run(fit, score, problem.spec.damping)
 
     return prepare
 
 
-method("kronfluence-ekfac", tool="kronfluence", name="EK-FAC", kinds=ALL)(_kronfluence("ekfac"))
-method("kronfluence-kfac", tool="kronfluence", name="K-FAC", kinds=("head", "cnn"))(_kronfluence("kfac"))
+method("kronfluence-ekfac", tool="kronfluence", name="EK-FAC", kinds=ALL)(kronfluence("ekfac"))
+method("kronfluence-kfac", tool="kronfluence", name="K-FAC", kinds=("head", "cnn"))(kronfluence("kfac"))
 
 # ---------------------------------------------------------------------------------------------------------------- TRAK
 
 
-def _trak(dimension: int) -> Callable[[Problem], Run]:
+def trak(dimension: int) -> Callable[[Problem], Run]:
     """Its features are divided by sqrt(p) and multiplied by an unscaled Gaussian matrix: the damping becomes n d k / p."""
 
     def prepare(problem: Problem) -> Run:
@@ -296,7 +358,7 @@ def _trak(dimension: int) -> Callable[[Problem], Run]:
         p = sum(parameter.numel() for parameter in problem.model.parameters())
         b = 100 if problem.spec.kind != "resnet" else 10
 
-        def run() -> np.ndarray:
+        def score(damping: float) -> np.ndarray:
             with tempfile.TemporaryDirectory() as folder:
                 traker = TRAKer(
                     problem.model,
@@ -306,7 +368,7 @@ def _trak(dimension: int) -> Callable[[Problem], Run]:
                     device="cpu",
                     proj_dim=dimension,
                     use_half_precision=False,
-                    lambda_reg=n * problem.spec.damping * dimension / p,
+                    lambda_reg=n * damping * dimension / p,
                     logging_level=40,
                 )
                 state = problem.model.state_dict()
@@ -319,11 +381,11 @@ def _trak(dimension: int) -> Callable[[Problem], Run]:
                     traker.score(batch=batch, num_samples=len(batch[1]))
                 return np.array(traker.finalize_scores(exp_name="q")).T
 
-        return run
+        return whole(score, problem.spec.damping)
 
     return prepare
 
 
-method("trak", tool="TRAK", name="TRAK, projected to 512", kinds=ALL, scaled=False)(_trak(512))
+method("trak", tool="TRAK", name="TRAK, projected to 512", kinds=ALL, scaled=False)(trak(512))
 
 os.environ.setdefault("TQDM_DISABLE", "1")

@@ -46,9 +46,8 @@ def attempt(key: str, folder: Path, repeats: int = 3) -> dict[str, object]:
         "bytes": peak,
     }
     result |= {"gemm": clock, "gemm_cpu": cores}
-    stages = getattr(run, "stages", None)
-    if stages:
-        result["stages"] = stages()
+    if run.stages():
+        result["stages"] = run.stages()
     if stored is not None:
         result |= measure.compare(np.asarray(scores, dtype=np.float64), stored)
         if not method.scaled:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ class Spec:
     """What a problem is made from."""
 
     kind: str
-    """One of head, cnn and resnet."""
+    """One of head, cnn and resnet; for the quality benchmarks also mlp, and tail: the end of a fine-tuned network."""
     n: int
     m: int
     C: int = 10
@@ -39,6 +39,19 @@ class Spec:
         return f"{self.kind}-{own}-n{self.n}-m{self.m}-C{self.C}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Stochastic gradient descent with momentum 0.9."""
+
+    epochs: int
+    batch: int = 50
+    rate: float = 0.05
+    weight_decay: float = 1e-3
+
+
+CNN_RECIPE = Recipe(epochs=30)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """A loaded problem."""
@@ -49,11 +62,13 @@ class Problem:
     y: Tensor
     Xq: Tensor
     yq: Tensor
+    weight_decay: float | None = None
+    """Of the training, where methods are told."""
 
     @property
     def parameters(self) -> str:
         """What upweight is asked to analyse in `model`."""
-        return {"head": "head", "cnn": "all", "resnet": f"blocks:{self.spec.blocks}"}[self.spec.kind]
+        return {"head": "head", "resnet": f"blocks:{self.spec.blocks}"}.get(self.spec.kind, "all")
 
     def tail(self) -> Problem:
         """The same problem with the frozen part run once: a model of which every parameter is analysed, and its inputs."""
@@ -62,12 +77,14 @@ class Problem:
         frozen, tail = split_resnet(self.model, self.spec.blocks)
         with torch.no_grad():
             X, Xq = (torch.cat([frozen(part) for part in data.split(64)]) for data in (self.X, self.Xq))
-        return Problem(self.spec, tail, X, self.y, Xq, self.yq)
+        return replace(self, model=tail, X=X, Xq=Xq)
+
+    def at(self, damping: float) -> Problem:
+        """The same problem at another damping."""
+        return replace(self, spec=replace(self.spec, damping=damping))
 
     def to(self, dtype: torch.dtype) -> Problem:
-        return Problem(
-            self.spec, copy.deepcopy(self.model).to(dtype), self.X.to(dtype), self.y, self.Xq.to(dtype), self.yq
-        )
+        return replace(self, model=copy.deepcopy(self.model).to(dtype), X=self.X.to(dtype), Xq=self.Xq.to(dtype))
 
 
 def split_resnet(model: nn.Module, blocks: int) -> tuple[nn.Module, nn.Module]:
@@ -86,6 +103,8 @@ def make_model(spec: Spec) -> nn.Module:
     """The network, with whatever weights its constructor draws."""
     if spec.kind == "head":
         return nn.Sequential(OrderedDict(head=nn.Linear(spec.F, spec.C)))
+    if spec.kind == "mlp":
+        return nn.Sequential(nn.Linear(spec.F, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, spec.C))
     if spec.kind == "cnn":
         w = spec.width
         return nn.Sequential(
@@ -131,7 +150,7 @@ def load(folder: Path) -> Problem:
     return Problem(spec, model.eval(), *(stored["data"][name] for name in ("X", "y", "Xq", "yq")))
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -144,7 +163,7 @@ def _head(spec: Spec) -> Problem:
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(1)
-    images, labels = _digits()
+    images, labels = digits()
     if spec.C < 10:
         keep = labels < spec.C
         images, labels = images[keep], labels[keep]
@@ -173,8 +192,8 @@ def _head(spec: Spec) -> Problem:
     return Problem(spec, model, X[: spec.n], labels_[: spec.n], X[spec.n :], labels_[spec.n :])
 
 
-def _images(spec: Spec) -> tuple[Tensor, Tensor]:
-    images, labels = _digits()
+def digit_images(spec: Spec) -> tuple[Tensor, Tensor]:
+    images, labels = digits()
     if spec.n + spec.m > len(labels):
         raise ValueError(f"digits has {len(labels)} images, {spec.n + spec.m} are wanted")
     x = torch.from_numpy(images).float().view(-1, 1, 8, 8)[: spec.n + spec.m]
@@ -182,21 +201,28 @@ def _images(spec: Spec) -> tuple[Tensor, Tensor]:
 
 
 def _cnn(spec: Spec) -> Problem:
-    X, y = _images(spec)
+    X, y = digit_images(spec)
     model = make_model(spec)
     n = spec.n
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-    for _ in range(30):
-        for rows in torch.randperm(n).split(50):
+    descend(model, X[:n], y[:n], CNN_RECIPE)
+    return Problem(spec, model, X[:n], y[:n], X[n:], y[n:])
+
+
+def descend(model: nn.Module, X: Tensor, y: Tensor, recipe: Recipe, kept: Tensor | None = None) -> None:
+    """Train on the kept examples, batches in the order that an epoch of the whole set has."""
+    options = {"lr": recipe.rate, "momentum": 0.9, "weight_decay": recipe.weight_decay}
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(y))
+        for rows in (order if kept is None else order[kept[order]]).split(recipe.batch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(X[rows]), y[rows]).backward()
             optimizer.step()
-    return Problem(spec, model, X[:n], y[:n], X[n:], y[n:])
 
 
 def _resnet(spec: Spec) -> Problem:
     """Random weights; the batch statistics are those of the images."""
-    X, y = _images(spec)
+    X, y = digit_images(spec)
     X = nn.functional.interpolate(X, size=(64, 64), mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     model = make_model(spec)
     for module in model.modules():
