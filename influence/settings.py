@@ -143,7 +143,9 @@ class AttributeSettings:
             The settings, without those that change no number.
         """
         names = {field.name for field in fields(cls)}
-        held = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in names}
+        held: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in told.items() if name in names
+        }
         damping = held.get("damping")
         held["damping"] = damping if isinstance(damping, tuple) else () if damping is None else (damping,)
         held["leave_one_out"] = held.get("leave_one_out") or None

@@ -50,14 +50,12 @@ class Truth:
     @property
     def diverged(self) -> Bool[NDArray[np.bool_], "J r"]:
         """Trainings that came to nothing: excluded from every mean, and counted."""
-        found: NDArray[np.bool_] = ~np.isfinite(self.loss).all(2)
-        return found
+        return np.asarray(~np.isfinite(self.loss).all(axis=2))
 
     @property
     def is_whole(self) -> Bool[NDArray[np.bool_], " J"]:
         """Parts that lack nothing: what the others are compared with."""
-        found: NDArray[np.bool_] = self.kept.all(1)
-        return found
+        return np.asarray(self.kept.all(axis=1))
 
     def mean(self, output: Output = "loss") -> Float[NDArray[np.float64], "J m"]:
         """Every query after each part, averaged over the trainings that did not diverge.
@@ -72,7 +70,8 @@ class Truth:
         good = ~self.diverged
         total = np.where(good[:, :, None], values, 0.0).sum(1)
         count = good.sum(1)[:, None]
-        return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        mean: NDArray[np.float64] = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        return mean
 
     def values(self, output: Output) -> Float[NDArray[np.float64], "J r m"]:
         """Every measurement.

@@ -13,28 +13,23 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..influence.tables import Table
 from .evaluation_figures import draw_curve, draw_leave_one_out, draw_methods, draw_removal
-from .output import Output, Paragraph, Part, Section, grid
+from .output import Cell, Grid, Output, Paragraph, Part, Section, grid
 from .runs import table_of
 
 SCHEMA, SCHEMA_VERSION = "upweight-evaluation-stats", 1
 METHOD_COLUMNS = {
-    "method": "method",
-    "lds": "LDS",
-    "lds_low": "from",
-    "lds_high": "to",
-    "loo_pearson": "LOO Pearson",
-    "loo_low": "from",
-    "loo_high": "to",
-    "loo_spearman": "LOO Spearman",
-    "match_1": "class match, rank 1",
-    "match_5": "first 5",
+    "method": ("method", ""),
+    "lds": ("LDS", "lds"),
+    "loo_pearson": ("LOO Pearson", "loo"),
+    "loo_spearman": ("LOO Spearman", ""),
+    "match_1": ("class match, rank 1", ""),
+    "match_5": ("first 5", ""),
 }
+"""Column to heading, and what the names of the ends of its interval begin with."""
 MISLABEL_COLUMNS = {
-    "method": "inspected by",
-    "auc": "AUC",
-    "auc_low": "from",
-    "auc_high": "to",
-    "found_at_10": "found at 10% inspected",
+    "method": ("inspected by", ""),
+    "auc": ("AUC", "auc"),
+    "found_at_10": ("found at 10% inspected", ""),
 }
 
 
@@ -114,13 +109,8 @@ def write_evaluation(found: Evaluated, out: Path, *, dpi: int = 150) -> dict[str
 
 def _methods(found: Evaluated, output: Output) -> Section:
     file = output.add("methods", found.methods)
-    shown = {
-        name: words
-        for name, words in METHOD_COLUMNS.items()
-        if name == "method" or (name in found.methods.columns and np.isfinite(found.methods[name]).any())
-    }
-    parts: list[Part] = [grid(found.methods, shown, file, found.methods.title)]
-    if "lds" in shown:
+    parts: list[Part] = [_with_intervals(found.methods, METHOD_COLUMNS, file)]
+    if "lds" in found.methods.columns:
         caption = (
             f"Linear datamodeling score with its 95% interval; squares are baselines that need no gradient of the "
             f"network. All numbers: {file}."
@@ -172,5 +162,27 @@ def _removal(found: Evaluated, output: Output) -> Section | None:
 def _mislabel(found: Evaluated, output: Output) -> Section | None:
     if found.mislabel is None:
         return None
-    part = grid(found.mislabel, MISLABEL_COLUMNS, output.add("mislabel", found.mislabel), found.mislabel.title)
+    part = _with_intervals(found.mislabel, MISLABEL_COLUMNS, output.add("mislabel", found.mislabel))
     return Section(anchor="mislabel", heading="Wrong labels", parts=[part])
+
+
+def _with_intervals(table: Table, columns: Mapping[str, tuple[str, str]], file: str) -> Grid:
+    """Some columns of a table, an interval in small words below its number; columns that it lacks are left out."""
+    shown = {name: entry for name, entry in columns.items() if name in table.columns}
+    body = [[_cell(row, name, ends) for name, (_, ends) in shown.items()] for row in table.rows()]
+    return Grid(caption=table.title, head=[words for words, _ in shown.values()], body=body, file=file)
+
+
+def _cell(row: Mapping[str, Any], name: str, ends: str) -> Cell:
+    value = row[name]
+    if not isinstance(value, float):
+        return str(value)
+    if not np.isfinite(value):
+        return "–"
+    if not ends or not np.isfinite(row[f"{ends}_low"]):
+        return _signed(value)
+    return _signed(value), f"{_signed(row[f'{ends}_low'])} to {_signed(row[f'{ends}_high'])}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")

@@ -98,13 +98,20 @@ def found():
 def test_page_tables_and_figures_are_written(found, tmp_path):
     stats = write_evaluation(found, tmp_path)
     assert stats == json.loads((tmp_path / "stats.json").read_text())
-    assert stats["settings"] == {"lds": 100} and stats["ceiling"] == 0.87
+    assert stats["settings"] == {"lds": 100} and stats["ceiling"] == found.ceiling
     for table in stats["tables"].values():
         rows = list(csv.DictReader((tmp_path / table["file"]).read_text().splitlines()))
         assert len(rows) == table["rows"]
     assert set(stats["tables"]) == {"methods", "damping_curve", "removal", "groups", "mislabel", "refits"}
     page = (tmp_path / "index.html").read_text()
-    for words in ("The first is ahead.", "Take 0.02.", "LinearHead, damping 0.01", "natural-k0", "Refits"):
+    for words in (
+        "The first is ahead.",
+        "Take 0.02.",
+        "LinearHead, damping 0.01",
+        "natural-k0",
+        "Refits",
+        "0.550 to 0.660",
+    ):
         assert words in page
     for figure in stats["figures"]:
         assert (tmp_path / figure["file"]).stat().st_size == figure["bytes"]
