@@ -94,6 +94,20 @@ class Caught:
         """Columns of all layers together."""
         return self.written.shape[1] + sum(pair.width for pair in self.pairs)
 
+    def part(self, begin: int, end: int) -> Caught:
+        """The rows of some of the examples.
+
+        Args:
+            begin: First of them.
+            end: One behind the last; may lie beyond the block.
+
+        Returns:
+            Views of the same numbers.
+        """
+        pairs = [Pair(pair.U[begin:end], pair.D[begin:end], pair.ghost) for pair in self.pairs]
+        written = self.written[begin * self.R : end * self.R]
+        return Caught(pairs, written, len(written) // self.R, self.R)
+
 
 def side_by_side(parts: Sequence[Caught]) -> Caught:
     """Several blocks as one.
