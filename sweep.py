@@ -17,7 +17,7 @@ from .models.errors import RunMismatch
 from .options import ConfigError, save_config
 from .sweep_plan import RunSpec, SourceSpec, Sweep
 from .sweep_tables import summary, sweep_tables
-from .sweep_work import Bench, Failure, Job, in_processes, one_by_one
+from .sweep_work import Bench, Failure, Job, one_by_one, several_at_once
 
 if TYPE_CHECKING:
     from .influence.examples import Progress
@@ -248,7 +248,7 @@ def _do_all(bench: Bench, workers: int, report: Progress | None) -> list[Failure
 def _do(bench: Bench, jobs: Sequence[Job], workers: int, report: Progress | None) -> list[Failure]:
     if workers == 1 or len(jobs) < 2:
         return one_by_one(bench, jobs, report)
-    return in_processes(bench, jobs, [_epochs(bench, job) for job in jobs], workers, report)
+    return several_at_once(bench, jobs, [_epochs(bench, job) for job in jobs], workers, report)
 
 
 def _epochs(bench: Bench, job: Job) -> int:

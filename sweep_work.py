@@ -5,23 +5,16 @@ Heavy modules are imported inside the functions that need them, so that the comm
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait as wait_for
-from multiprocessing.queues import SimpleQueue
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import UpweightError
 from .models.settings import DataSettings, FineTuneSettings
 from .pipeline import fine_tune_network, pretrain
+from .processes import Ended, in_processes
 from .scoring import few_threads
 from .sweep_plan import RunSpec, SourceSpec, Sweep
 
@@ -31,8 +24,6 @@ if TYPE_CHECKING:
     from .models.data import TargetData
     from .models.zoo import Classifier
 
-POLL = 0.2
-"""Seconds between two looks at what the workers tell."""
 TRAINING = frozenset({"pretrain", "fine-tune"})
 """Stages whose units are epochs."""
 
@@ -51,8 +42,6 @@ class Untouched:
 
 
 Job = SourceSpec | RunSpec | Untouched
-Told = tuple[int, str, int, int]
-"""Position of a job, stage, units done and in all."""
 
 
 class Failure(NamedTuple):
@@ -225,12 +214,10 @@ def _prefixed(report: Progress | None, name: str) -> Progress | None:
 # ---- several at once -------------------------------------------------------------------------------------------------------
 
 
-def in_processes(
+def several_at_once(
     bench: Bench, jobs: Sequence[Job], epochs: Sequence[int], workers: int, report: Progress | None
 ) -> list[Failure]:
-    """Do jobs in processes of their own, each with one torch thread.
-
-    The processes end with this one, however it ends; what they have finished, and each begun fit up to its last epoch, is kept.
+    """Do jobs in processes of their own; what they have finished, and each begun fit up to its last epoch, is kept.
 
     Args:
         bench: Of the sweep; each process makes one like it.
@@ -241,51 +228,17 @@ def in_processes(
 
     Returns:
         The jobs that could not be done.
-
-    Raises:
-        UpweightError: A process was killed.
     """
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    told: SimpleQueue[Told] = context.SimpleQueue()
-    start = (bench.sweep, bench.overwrite, told)
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=start)
-    tally = _Tally(report, epochs)
-    try:
-        with _uninterrupted():  # what these processes inherit: Ctrl-C is this one's to deal with
-            futures = {pool.submit(_do_here, i, job): (i, job) for i, job in enumerate(jobs)}
-        return _gather(futures, told, tally)
-    except BrokenProcessPool as error:
-        raise UpweightError(
-            "A worker process was killed, perhaps for want of memory; what was finished is kept, and the same command goes on "
-            "from there: give fewer --workers."
-        ) from error
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    tally, failed = _Tally(report, epochs), dict[int, BaseException]()
 
+    def ended(job: Ended) -> None:
+        if job.error is not None:
+            failed[job.position] = job.error
+        tally(job.position, "", 0)
 
-def _gather(
-    futures: dict[Future[None], tuple[int, Job]], told: SimpleQueue[Told], tally: Callable[[int, str, int], None]
-) -> list[Failure]:
-    failures, pending = [], set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=POLL, return_when=FIRST_COMPLETED)
-        while not told.empty():
-            position, stage, units, _ = told.get()
-            tally(position, stage, units)
-        for future in done:
-            position, job = futures[future]
-            try:
-                future.result()
-            except bearable() as error:
-                failures.append(Failure(job, error))
-            tally(position, "", 0)
-    return sorted(failures, key=lambda failure: [job for _, job in futures.values()].index(failure.job))
+    make = partial(Bench, bench.sweep, overwrite=bench.overwrite)
+    in_processes(make, jobs, workers, told=tally, ended=ended, bearable=bearable())
+    return [Failure(jobs[position], error) for position, error in sorted(failed.items())]
 
 
 class _Tally:
@@ -300,44 +253,3 @@ class _Tally:
         self.done[position] = units if stage else self.epochs[position]
         if self.report is not None:
             self.report(f"epochs of {len(self.epochs)} jobs", sum(self.done), sum(self.epochs))
-
-
-@contextmanager
-def _uninterrupted() -> Generator[None]:
-    """Ctrl-C does nothing meanwhile, and nothing in the processes that are started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_here: tuple[Bench, SimpleQueue[Told]] | None = None
-"""In a worker process: its bench, and where it tells its progress."""
-
-
-def _start_worker(sweep: Sweep, overwrite: bool, told: SimpleQueue[Told]) -> None:
-    global _here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not inherited everywhere
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-    _here = Bench(sweep, overwrite=overwrite), told
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers to end; two sweeps would then write the same folders."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-
-def _do_here(position: int, job: Job) -> None:
-    assert _here is not None, "set when the process started"
-    bench, told = _here
-    bench.do(job, lambda stage, done, total: told.put((position, stage, done, total)))

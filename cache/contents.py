@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .attributes import read_attributes
 from .errors import StoreError
-from .layout import COUNTS, FIELDS, MAJOR, OPTIONAL, RESERVED, SENSITIVITY, VERSION, Grid, prefix
+from .layout import COUNTS, FIELDS, OPTIONAL, RESERVED, SENSITIVITY, VERSION, Grid, prefix
 from .provenance import JSON
 
 
@@ -84,16 +84,33 @@ def read_contents(file: h5py.File) -> Contents:
     Raises:
         StoreError: The file is of a later format, or not what it says.
     """
+    return _READERS[require_version(file, VERSION, known=tuple(_READERS))](file)
+
+
+def require_version(file: h5py.File, latest: str, known: tuple[int, ...]) -> int:
+    """Refuse a file of a format version that this release does not know.
+
+    Args:
+        file: What `safe_open` gave.
+        latest: The version that is written.
+        known: Major versions that are read.
+
+    Returns:
+        Its major version.
+
+    Raises:
+        StoreError: It is another one, or cannot be read.
+    """
     version = read_attributes(file).get("version")
     major = version.partition(".")[0] if isinstance(version, str) else ""
     if not major.isdecimal():
-        _damaged(file, "its format version cannot be read")
-    if int(major) not in _READERS:
+        damaged(file, "its format version cannot be read")
+    if int(major) not in known:
         raise StoreError(
-            f"{file.filename} has format version {version}; this upweight reads versions up to {VERSION}. "
-            + ("Install a newer upweight." if int(major) > MAJOR else "Rebuild it with --overwrite.")
+            f"{file.filename} has format version {version}; this upweight reads versions up to {latest}. "
+            + ("Install a newer upweight." if int(major) > max(known) else "Rebuild it with --overwrite.")
         )
-    return _READERS[int(major)](file)
+    return int(major)
 
 
 def read_spectrum(group: h5py.Group) -> dict[str, JSON] | None:
@@ -117,14 +134,14 @@ def _read_1(file: h5py.File) -> Contents:
     attributes = read_attributes(file)
     config = attributes.get("config")
     if not isinstance(config, dict):
-        _damaged(file, "its settings are missing")
+        damaged(file, "its settings are missing")
     sides = ["queries"] if "query_count" in attributes else []
     counts = {side: _count(file, attributes, COUNTS[side]) for side in [*sides, "train"]}
     for side, count in counts.items():
         _check_examples(file, side, count)
     matrices = tuple(_matrices(file, counts))
     if not matrices:
-        _damaged(file, "it holds no scores")
+        damaged(file, "it holds no scores")
     return Contents(
         version=str(attributes["version"]),
         created=str(attributes.get("created", "")),
@@ -142,7 +159,7 @@ def _matrices(file: h5py.File, counts: dict[str, int]) -> Iterator[Matrix]:
     n = counts["train"]
     named = file.get("variants", {})
     if isinstance(named, h5py.Dataset):
-        _damaged(file, "variants is no group")
+        damaged(file, "variants is no group")
     for variant in ["", *named]:
         base = prefix(variant)
         if not variant and "scores" not in file:
@@ -150,18 +167,18 @@ def _matrices(file: h5py.File, counts: dict[str, int]) -> Iterator[Matrix]:
         main = "queries" if "queries" in counts else "train"
         sides = [side for side in counts if f"{base}scores/{side}" in file]
         if main not in sides:
-            _damaged(file, f"{base}scores/{main} is missing")
+            damaged(file, f"{base}scores/{main} is missing")
         for side in sides:
             shape = (counts[side], n)
-            dtype = _check(file, f"{base}scores/{side}", ("float32", "float64"), shape).dtype.newbyteorder("=").name
-            tiles = _check(file, f"{base}done/{side}", ("uint8",), None)
+            scores = require_data(file, f"{base}scores/{side}", ("float32", "float64"), shape)
+            tiles = require_data(file, f"{base}done/{side}", ("uint8",), None)
             cut = [_count(file, read_attributes(tiles), name) for name in ("rows_per_tile", "columns_per_tile")]
             grid = Grid(*shape, *cut)
-            _check(file, f"{base}done/{side}", ("uint8",), grid.blocks)
+            require_data(file, f"{base}done/{side}", ("uint8",), grid.blocks)
             finished = np.asarray(tiles[...])
             if finished.max() > 1:
-                _damaged(file, f"{base}done/{side} holds other values than 0 and 1")
-            yield Matrix(variant, side, grid, dtype, finished)
+                damaged(file, f"{base}done/{side} holds other values than 0 and 1")
+            yield Matrix(variant, side, grid, scores.dtype.newbyteorder("=").name, finished)
 
 
 def _check_examples(file: h5py.File, side: str, count: int) -> None:
@@ -169,30 +186,50 @@ def _check_examples(file: h5py.File, side: str, count: int) -> None:
         key = f"{side}/{name}"
         if name in OPTIONAL and key not in file:
             continue
-        data = _check(file, key, types, None)
+        data = require_data(file, key, types, None)
         if data.ndim != axes or len(data) != count:
-            _damaged(file, f"{key} has shape {list(data.shape)} for {count} examples")
+            damaged(file, f"{key} has shape {list(data.shape)} for {count} examples")
 
 
-def _check(file: h5py.File, key: str, types: tuple[str, ...], shape: tuple[int, ...] | None) -> h5py.Dataset:
+def require_data(file: h5py.File, key: str, types: tuple[str, ...], shape: tuple[int, ...] | None) -> h5py.Dataset:
+    """A data set that the format names.
+
+    Args:
+        file: What `safe_open` gave.
+        key: Its path.
+        types: Types that it may have.
+        shape: The shape it must have; None: any.
+
+    Returns:
+        The data set.
+    """
     if key not in file:
-        _damaged(file, f"{key} is missing")
+        damaged(file, f"{key} is missing")
     data = file[key]
     if not isinstance(data, h5py.Dataset):
-        _damaged(file, f"{key} is a group")
+        damaged(file, f"{key} is a group")
     if data.dtype.newbyteorder("=").name not in types:
-        _damaged(file, f"{key} is {data.dtype.name} and not {' or '.join(types)}")
+        damaged(file, f"{key} is {data.dtype.name} and not {' or '.join(types)}")
     if shape is not None and data.shape != shape:
-        _damaged(file, f"{key} has shape {list(data.shape)} and not {list(shape)}")
+        damaged(file, f"{key} has shape {list(data.shape)} and not {list(shape)}")
     return data
 
 
 def _count(file: h5py.File, attributes: dict[str, Any], name: str) -> int:
     value = attributes.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _damaged(file, f"its attribute {name} is {value!r} and not a number of at least 1")
+        damaged(file, f"its attribute {name} is {value!r} and not a number of at least 1")
     return value
 
 
-def _damaged(file: h5py.File, what: str) -> NoReturn:
+def damaged(file: h5py.File, what: str) -> NoReturn:
+    """Refuse a file that is not what it says.
+
+    Args:
+        file: The file.
+        what: What is wrong with it.
+
+    Raises:
+        StoreError: Always.
+    """
     raise StoreError(f"{file.filename} is damaged: {what}. Rebuild it with --overwrite.")

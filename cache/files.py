@@ -11,7 +11,6 @@ from pathlib import Path
 
 import h5py
 
-from .contents import Contents
 from .errors import StoreError
 from .safe_open import PARTIAL, hdf5_errors
 
@@ -52,18 +51,19 @@ def find(path: Path) -> tuple[Path, Path]:
         return (partial if not path.exists() and partial.exists() else path), path
 
 
-def incomplete(path: Path, contents: Contents) -> str:
+def incomplete(path: Path, done: int, total: int, unit: str = "tiles") -> str:
     """The sentence for a store that cannot be used yet.
 
     Args:
         path: Its final name.
-        contents: What its file says about itself.
+        done: What is there of it.
+        total: What there will be.
+        unit: What is counted.
 
     Returns:
         What is there and the mend.
     """
-    done, total = contents.tiles
-    return f"{path} is not complete: {done} of {total} tiles are done. Run the command that writes it again; it continues there."
+    return f"{path} is not complete: {done} of {total} {unit} are done. Run the command that writes it again; it continues there."
 
 
 def make_partial(path: Path, size: int, lay_out: Callable[[h5py.File], None]) -> None:

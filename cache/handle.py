@@ -153,7 +153,7 @@ class Store:
         with hdf5_errors(self.path):
             self.contents = read_contents(self.file)
         if not self.contents.complete:
-            raise StoreError(incomplete(self.path, self.contents))
+            raise StoreError(incomplete(self.path, *self.contents.tiles))
         complete(self.file, partial_path(self.path), self.path)
         self.close()
         self.file = safe_open(self.path, FORMAT)
@@ -177,7 +177,7 @@ class Store:
         with hdf5_errors(Path(self.file.filename)):
             self.contents = read_contents(self.file)
             if not self.contents.complete:
-                raise StoreError(incomplete(self.path, self.contents))
+                raise StoreError(incomplete(self.path, *self.contents.tiles))
             train, scores = self._examples("train"), group["scores"]
             meta = {**self.contents.shared, **read_attributes(scores)}
             facts: dict[str, Any] = {"spectrum": _spectrum(group), "meta": meta}
@@ -251,7 +251,7 @@ def matching(path: Path, wanted: Mapping[str, Any], overwrite: bool) -> Store | 
         try:
             refuse_other(path, held_by(store.file, store.contents), wanted)
             if not store.contents.complete and not path.name.endswith(PARTIAL):
-                raise StoreError(incomplete(path, store.contents))
+                raise StoreError(incomplete(path, *store.contents.tiles))
         except BaseException:
             store.close()
             raise

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = "upweight-influence"
 VERSION = "1.0"
-MAJOR = 1
 UNIT = "nats per unit weight"
 SIGN = "+g_query H^+ g_train; positive = helpful"
 CHUNKS = (128, 512)
@@ -205,10 +204,10 @@ class Plan:
         facts = {"unit": UNIT, "sign": SIGN, **variant.attributes}
         write_attributes(scores, facts)
         for side, grid in self.grids(variant).items():
-            matrix = _allocate(scores, side, (grid.rows, grid.columns), self.dtype, _chunks(grid), np.nan)
+            matrix = allocate(scores, side, (grid.rows, grid.columns), self.dtype, _chunks(grid), np.nan)
             axes = "query,train" if side == "queries" else "train,train"
             write_attributes(matrix, {"axes": axes, "unit": facts["unit"], "sign": facts["sign"]})
-            tiles = _allocate(done, side, grid.blocks, "uint8", grid.blocks, 0)
+            tiles = allocate(done, side, grid.blocks, "uint8", grid.blocks, 0)
             cut = {"rows_per_tile": grid.rows_per_tile, "columns_per_tile": grid.columns_per_tile}
             write_attributes(tiles, cut)
         if variant.spectrum is not None:
@@ -233,10 +232,22 @@ def _chunks(grid: Grid) -> tuple[int, int]:
     return min(CHUNKS[0], grid.rows), min(CHUNKS[1], grid.columns)
 
 
-def _allocate(
+def allocate(
     group: h5py.Group, name: str, shape: tuple[int, int], dtype: str, chunks: tuple[int, int], fill: float
 ) -> h5py.Dataset:
-    """A data set whose bytes are all written at once."""
+    """A data set whose bytes are all written at once.
+
+    Args:
+        group: Where it lies.
+        name: Its name there.
+        shape: Its shape.
+        dtype: A name of `safe_open.TYPES`.
+        chunks: How it is cut.
+        fill: What it holds at first.
+
+    Returns:
+        The data set.
+    """
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_chunk(chunks)
     made.set_fill_value(np.array(fill, dtype))

@@ -55,7 +55,7 @@ def open_store(path: str | Path, *, allow_partial: bool = False) -> Store:
     store = Store(safe_open(found, FORMAT), final)
     if not allow_partial and (not store.contents.complete or found != final):
         store.close()
-        raise StoreError(incomplete(final, store.contents))
+        raise StoreError(incomplete(final, *store.contents.tiles))
     return store
 
 
