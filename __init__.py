@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cache.errors import StoreError, StoreMismatch
+    from .cache.truth import open_truth
     from .dry_run import estimate
+    from .influence.ekfac import EKFAC
     from .influence.errors import ShapeError, SolveError
     from .influence.estimate import Estimate
     from .influence.evaluation import lds, mislabel
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
+    from .influence.kfac import KFAC
     from .influence.removal import loo
     from .influence.scores import Scores
     from .influence.tables import Table
+    from .influence.truth import Truth
     from .models.errors import CheckpointError, DataError
     from .pipeline import attribute
+    from .retraining import retrain
     from .scoring import open_scores
 
 __version__ = "0.1.0"
@@ -43,12 +48,17 @@ class UsageError(UpweightError, ValueError):
 _HOME = {
     "attribute": ".pipeline",
     "open_scores": ".scoring",
+    "retrain": ".retraining",
+    "open_truth": ".cache.truth",
+    "Truth": ".influence.truth",
     "estimate": ".dry_run",
     "Estimate": ".influence.estimate",
     "LinearHead": ".influence.head",
     "Hessian": ".influence.hessian",
     "GaussNewton": ".influence.gauss_newton",
     "GradientDot": ".influence.gradient_dot",
+    "KFAC": ".influence.kfac",
+    "EKFAC": ".influence.ekfac",
     "lds": ".influence.evaluation",
     "loo": ".influence.removal",
     "mislabel": ".influence.evaluation",
@@ -68,6 +78,10 @@ __all__ = [
     "open_scores",
     "Scores",
     "Table",
+    # what retraining says
+    "retrain",
+    "open_truth",
+    "Truth",
     # what it will cost
     "estimate",
     "Estimate",
@@ -76,6 +90,8 @@ __all__ = [
     "Hessian",
     "GaussNewton",
     "GradientDot",
+    "KFAC",
+    "EKFAC",
     # scores held against retraining
     "lds",
     "loo",

@@ -17,3 +17,7 @@ class RunMismatch(UpweightError):
 
 class TrainingError(UpweightError):
     """A fit diverged: its loss is no longer a finite number."""
+
+
+class NonDeterministicError(TrainingError):
+    """The same training twice gave different weights."""

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("influence", "models", "cache", "reports")
 MODULES = (
-    "__init__", "__main__", "cli", "commands", "comparison", "dry_run", "feature_commands", "features", "options",
-    "pipeline", "questions", "scoring", "sweep", "sweep_plan", "sweep_tables", "sweep_work",
+    "__init__", "__main__", "cli", "commands", "comparison", "design", "dry_run", "feature_commands", "features", "options",
+    "mislabelling", "pipeline", "processes", "questions", "retraining", "scoring", "sweep", "sweep_plan",
+    "sweep_tables", "sweep_work",
 )  # fmt: skip
 BUILD_INPUTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "py.typed")
 
