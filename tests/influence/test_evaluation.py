@@ -205,8 +205,6 @@ def test_scores_that_do_not_fit_are_refused():
         lds(other, truth)
     with pytest.raises(UsageError, match="NaN or infinite"):
         lds(np.where(scores > 2, np.nan, scores), truth)
-    with pytest.raises(UsageError, match="'loss' or 'margin'"):
-        lds(scores, truth, output="accuracy")
 
 
 def test_predictions_of_any_kind_are_ordered():
