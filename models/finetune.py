@@ -32,7 +32,7 @@ from .tuning import Tuning
 from .versions import versions
 from .zoo import Classifier
 
-_SMALL_BATCH = 2**18  # numbers entering the trained part in one step, up to which one thread is the fastest
+SMALL_BATCH = 2**18  # numbers entering the trained part in one step, up to which one thread is the fastest
 
 
 def fine_tune(
@@ -85,7 +85,7 @@ def fine_tune(
             (run_dir / name).unlink(missing_ok=True)
     with reproducible():
         tuned = Tuning(parts, train, data.test, settings, device, progress)
-        with threads(1 if tuned.inputs.image_size * settings.batch_size <= _SMALL_BATCH else None):
+        with threads(1 if tuned.inputs.image_size * settings.batch_size <= SMALL_BATCH else None):
             state = tuned.fit(partial_file, decisive, progress)
             fold_weights(parts.trained)
             accuracy = tuned.accuracies()

@@ -103,8 +103,12 @@ class Tuning:
                 x = attacked(self.module, x, y, settings.attack, attack_draw)
             yield (x, y) if self.source is None else (x, y, self.source.batch(rows)[0])
 
-    def _set_mode(self, head_only: bool) -> None:
-        """What is trained in training mode; whatever stays as it is in evaluation mode."""
+    def set_mode(self, head_only: bool) -> None:
+        """What is trained in training mode; whatever stays as it is in evaluation mode.
+
+        Args:
+            head_only: The step trains the head alone.
+        """
         self.module.train()
         if head_only:
             self.features.eval()
@@ -115,7 +119,7 @@ class Tuning:
 
     def _loss(self, module: nn.Module, batch: Batch, epoch: int, step: int) -> Tensor:  # the module is our own
         head_only = (epoch - 1) * self.steps + step < self.warm_steps
-        self._set_mode(head_only)
+        self.set_mode(head_only)
         with torch.set_grad_enabled(
             not head_only
         ):  # without gradients SGD leaves the blocks alone, decay and momentum too
