@@ -28,7 +28,7 @@ from .settings import FineTuneSettings
 from .spectral import fold_weights
 from .training import FitState, Progress, settings_digest
 from .transfer import Split, split, with_new_head
-from .tuning import Tuning
+from .tuning import Inputs, Tuning
 from .versions import versions
 from .zoo import Classifier
 
@@ -84,8 +84,8 @@ def fine_tune(
         for name in (PARTIAL_FILE, RUN_FILE, MODEL_FILE):
             (run_dir / name).unlink(missing_ok=True)
     with reproducible():
-        tuned = Tuning(parts, train, data.test, settings, device, progress)
-        with threads(1 if tuned.inputs.image_size * settings.batch_size <= SMALL_BATCH else None):
+        tuned = Tuning(parts, Inputs(parts, train, data.test, settings, device, progress), settings)
+        with threads(1 if tuned.inputs.drawn.image_size * settings.batch_size <= SMALL_BATCH else None):
             state = tuned.fit(partial_file, decisive, progress)
             fold_weights(parts.trained)
             accuracy = tuned.accuracies()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .checkpoints import LoadedModel, load_model
+from .checkpoints import SOURCES, LoadedModel, load_model
 from .data import TargetData, load_data
 from .errors import CheckpointError, DataError, RunMismatch
 from .images import ImageSet
@@ -114,6 +114,29 @@ def load_run(run_dir: str | Path, data: TargetData | None = None) -> Run:
     index = torch.tensor(info["data"]["train_index"])
     train = data.train.subset(torch.searchsorted(data.train.index, index))
     return Run(path=run_dir, info=info, model=model, train=train, test=data.test, class_names=data.class_names)
+
+
+def read_source(run: Run) -> LoadedModel:
+    """The network that a run began from.
+
+    Args:
+        run: A finished run.
+
+    Returns:
+        The source.
+
+    Raises:
+        CheckpointError: It is no longer where it was, or is another one.
+    """
+    record: Mapping[str, Any] = run.info["source"]
+    shipped = record["path"] == f"upweight/models/sources/{record['name']}.safetensors" and record["name"] in SOURCES
+    path = record["name"] if shipped else record["path"]
+    if not shipped and not Path(path).is_file():
+        raise CheckpointError(f"{run.path} began from {path}, which is not there; put the weight file back.")
+    source = load_model(path)
+    if source.sha256 != record["sha256"]:
+        raise CheckpointError(f"{run.path} began from other weights than {path} holds now; put the weight file back.")
+    return source
 
 
 def disturbances(info: Mapping[str, Any]) -> list[str]:

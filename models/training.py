@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
@@ -47,8 +47,8 @@ class FitPlan:
     """Seeds dropout, anew for each epoch."""
     rate: Callable[[int, int], float]
     """Epoch, counted from 1, and batch, counted from 0, to the learning rate."""
-    partial: Path
-    """Where the state is kept after each epoch."""
+    partial: Path | None
+    """Where the state is kept after each epoch; None: nowhere."""
     settings: Mapping[str, Any]
     """All that decides the result, as plain JSON values; the state of another fit is refused."""
     measure: Callable[[int], Mapping[str, float]] | None = None
@@ -66,7 +66,9 @@ class FitState:
     seconds: float = 0.0
 
 
-def batch_order(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int[Tensor, " b"]]:
+def batch_order(
+    n: int, batch_size: int, seed: int, epoch: int, kept: Bool[Tensor, " n"] | None = None
+) -> Iterator[Int[Tensor, " b"]]:
     """The rows of each batch of one epoch; they depend on the seed and the epoch alone, so that a fit can resume.
 
     Args:
@@ -74,11 +76,15 @@ def batch_order(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Int[
         batch_size: Rows in a batch; the last one may have fewer.
         seed: Seed of the run.
         epoch: Counted from 1.
+        kept: Examples that are met, in the order that they have among all: leaving few out disturbs it little; None: all.
 
     Yields:
         Rows, int64, on the CPU.
     """
     order = torch.randperm(n, generator=generator("batch order", seed, epoch))
+    if kept is not None:
+        order = order[kept[order]]
+        n = len(order)
     # a single image left over joins the batch before it: batch-norm finds no spread in one image
     stop = n - 1 if n % batch_size == 1 and n > batch_size > 1 else n
     for start in range(0, stop, batch_size):
@@ -230,7 +236,7 @@ def fit(
         The epochs' history.
     """
     device = next(module.parameters()).device
-    state = load_partial(plan.partial, module, optimizer, plan.settings)
+    state = FitState() if plan.partial is None else load_partial(plan.partial, module, optimizer, plan.settings)
     if progress:
         progress(plan.stage, state.epoch, plan.epochs)
     for epoch in range(state.epoch + 1, plan.epochs + 1):
@@ -244,7 +250,8 @@ def fit(
         state.epoch = epoch
         state.seconds += time.monotonic() - started
         state.history.append(entry)
-        save_partial(plan.partial, module, optimizer, state, plan.settings)
+        if plan.partial is not None:
+            save_partial(plan.partial, module, optimizer, state, plan.settings)
         if progress:
             progress(plan.stage, epoch, plan.epochs)
     return state
