@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import kronecker_reference
 import numpy as np
 import reference
 import torch
 from cases import BY_NAME, CASES, Case, Problem
-from upweight import GaussNewton, GradientDot, Hessian, LinearHead
+from upweight.influence.lanczos import Lanczos
+from upweight.influence.nystroem import Nystroem
+from upweight import EKFAC, KFAC, GaussNewton, GradientDot, Hessian, LinearHead
 
 Truth = Callable[[Case, "Parts"], np.ndarray]
 
@@ -40,6 +43,11 @@ class Parts:
     def kinds(self) -> dict[str, np.ndarray]:
         """Contributions of each example to the curvature of each kind of rows, [n, p, p]."""
         return {rows: reference.curvature_parts(self.problem, rows) for rows in ("logits", "margin", "trak", "label")}
+
+    @functools.cached_property
+    def kronecker(self) -> dict[str, np.ndarray]:
+        """What K-FAC and EK-FAC take for the curvature [p, p]."""
+        return {kind: kronecker_reference.kronecker_curvature(self.problem, kind) for kind in ("kfac", "ekfac")}
 
     def without(self, rows: str, kind: bool | str, damping: float) -> np.ndarray:
         """Scores with the leave-one-out correction, or n times the change of the loss at moved logits."""
@@ -109,6 +117,24 @@ def _automatic(case: Case, ask: Parts) -> np.ndarray:
     return ask.through(reference.inverse(ask.ggn, damping=np.linalg.eigvalsh(ask.ggn)[-1] / 300))
 
 
+def _kronecker(kind: str, build: Callable[..., Any], main: bool) -> Method:
+    """An approximation of the curvature is held to the same approximation by loops; how far it is off has tests of its own."""
+    return Method(
+        name=build.__name__,
+        main=main,
+        build=lambda case: build(damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(ask.kronecker[kind], damping=case.damping)),
+    )
+
+
+def _top(H: np.ndarray, rank: int, damping: float) -> np.ndarray:
+    """The inverse of the eigenpairs of largest absolute value, and of the damping alone outside of them."""
+    values, vectors = np.linalg.eigh(H)
+    best = np.argsort(-abs(values))[:rank]
+    inside = (vectors[:, best] / (values[best] + damping)) @ vectors[:, best].T
+    return inside + (np.eye(len(H)) - vectors[:, best] @ vectors[:, best].T) / damping
+
+
 METHODS = (
     Method(
         name="LinearHead",
@@ -176,6 +202,26 @@ METHODS = (
     _newton("leave-one-out-dual", form="dual", leave_one_out=True),
     _newton("leave-one-out-loss-primal", form="primal", leave_one_out="loss"),
     _newton("leave-one-out-loss-dual", form="dual", leave_one_out="loss"),
+    _kronecker("kfac", KFAC, main=False),
+    _kronecker("ekfac", EKFAC, main=True),
+    # at full rank what approximates is exact
+    Method(
+        name="Nystroem",
+        build=lambda case: Nystroem(rank=10**6, damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(ask.ggn, damping=case.damping)),
+    ),
+    Method(name="Nystroem-automatic", build=lambda case: Nystroem(rank=10**6), truth=_automatic, main=False),
+    Method(
+        name="Lanczos-hessian",
+        main=False,
+        build=lambda case: Lanczos(rank=10**6, curvature="hessian", damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(_hessian(case, ask), damping=case.damping)),
+    ),
+    Method(
+        name="Lanczos-rank-4",
+        build=lambda case: Lanczos(rank=4, subspace=10**6, rtol=1e-14, damping=case.damping),
+        truth=lambda case, ask: ask.through(_top(ask.ggn, 4, case.damping)),
+    ),
 )
 
 PAIRS = tuple((method, case) for method in METHODS for case in CASES if method.applies(case))
