@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import UsageError
 from .design import Design
+from .mislabelling import Mislabelled, mislabelled
 from .processes import Ended, in_processes
 
 if TYPE_CHECKING:
@@ -22,7 +23,21 @@ if TYPE_CHECKING:
     from .influence.examples import Progress, Source
     from .influence.truth import Truth
     from .models.refit import Fit, Trainer
+    from .models.run_trainer import RunTrainer
+    from .models.runs import Run
 
+__all__ = [
+    "Design",
+    "Mislabelled",
+    "mislabelled",
+    "mislabelled_run",
+    "retrain",
+    "retrain_run",
+    "retrain_with",
+]
+
+TRUTH_FOLDER = "truth"
+"""In the folder of a run: its ground truths are kept when its scores are made anew."""
 STAGE = "refit"
 SHOWN = 5
 """Most ids that a message names."""
@@ -162,6 +177,79 @@ def retrain_with(
         _do(trainer, jobs, workers, ended)
         store.finish()
         return store.truth()
+
+
+def retrain_run(
+    run: str | Path | Run,
+    design: Design,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    allow_overlap: bool = False,
+    recipe: bool = False,
+    report: Progress | None = None,
+) -> Truth:
+    """The same for a run, kept in RUN/truth/<kind>-<digest>.h5.
+
+    Args:
+        run: A run, or its folder.
+        design: On which parts of its train set, and how often.
+        workers: Processes at once.
+        overwrite: Replace a damaged file.
+        allow_overlap: Let test images be train images too.
+        recipe: Train by the run's own recipe even where the problem is convex.
+        report: Told of the refits done.
+
+    Returns:
+        The ground truth; its queries are the run's test images.
+    """
+    from .models.run_trainer import RunTrainer
+
+    trainer = RunTrainer(run, recipe=recipe)
+    config = design.config(trainer) | {"repeats": 1 if trainer.exact else design.repeats}
+    out = _truth_file(trainer, design.kind, config, "h5")
+    return retrain_with(
+        trainer,
+        design,
+        workers=workers,
+        out=out,
+        overwrite=overwrite,
+        allow_overlap=allow_overlap,
+        report=report,
+    )
+
+
+def mislabelled_run(
+    run: str | Path | Run, share: float, seed: int = 0, *, recipe: bool = False, progress: Progress | None = None
+) -> Mislabelled:
+    """Labels changed, and a run trained on them, kept in RUN/truth/mislabel-<digest>.safetensors.
+
+    Args:
+        run: A run, or its folder.
+        share: Of the labels that are changed.
+        seed: Of the draws.
+        recipe: Train by the run's own recipe even where the problem is convex.
+        progress: Told when it is done.
+
+    Returns:
+        Labels and network.
+    """
+    from .models.run_trainer import RunTrainer
+
+    trainer = RunTrainer(run, recipe=recipe)
+    config = {"share": share, "seed": seed, "trainer": trainer.identity()}
+    if progress is not None:
+        progress("mislabelled", 0, 1)
+    found = mislabelled(trainer, share, seed, out=_truth_file(trainer, "mislabel", config, "safetensors"))
+    if progress is not None:
+        progress("mislabelled", 1, 1)
+    return found
+
+
+def _truth_file(trainer: RunTrainer, kind: str, config: Mapping[str, Any], ending: str) -> Path:
+    from .cache.provenance import digest
+
+    return trainer.run.path / TRUTH_FOLDER / f"{kind}-{digest(config)[:8]}.{ending}"
 
 
 class Job(NamedTuple):

@@ -32,8 +32,11 @@ class Trainer(Protocol):
 
     seed: int
     """Of the training that the others are compared with."""
-    exact: bool
-    """Whether the result is a convex optimum: the seed does not matter, and repeats tell nothing."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is a convex optimum: the seed does not matter, and repeats tell nothing."""
+        ...
 
     @property
     def train_labels(self) -> Labels:
@@ -129,8 +132,13 @@ class OwnTrainer:
         if not callable(fit):
             raise UsageError(f"fit is a {type(fit).__name__}; give a function of (kept, labels, seed) that trains.")
         self._fit, self._train, self._queries, self._make = fit, train, queries, make
-        self.seed, self.exact = seed, exact
+        self.seed, self._exact = seed, exact
         self._settings = dict(settings or {})
+
+    @property
+    def exact(self) -> bool:
+        """Whether the fit goes to a convex optimum."""
+        return self._exact
 
     @functools.cached_property
     def train_labels(self) -> Labels:
@@ -164,9 +172,9 @@ class OwnTrainer:
             "trainer": "own",
             "fit": _described(self._fit),
             "settings": self._settings,
-            "exact": self.exact,
-            "train_sha256": _joined(train, self.train_labels),
-            "queries_sha256": _joined(queries, self.query_labels),
+            "exact": self._exact,
+            "train_sha256": joined(train, self.train_labels),
+            "queries_sha256": joined(queries, self.query_labels),
         }
 
     def shared(self) -> list[tuple[int, int]]:
@@ -304,7 +312,16 @@ def _labels(source: Any, name: str) -> Labels:
     return found.to("cpu", torch.int64).numpy()
 
 
-def _joined(names: list[str], labels: Labels) -> str:
+def joined(names: list[str], labels: Labels) -> str:
+    """One name for many examples.
+
+    Args:
+        names: One an example.
+        labels: Likewise.
+
+    Returns:
+        A sha256 in hexadecimal.
+    """
     return hashlib.sha256("".join(names).encode() + labels.tobytes()).hexdigest()
 
 
