@@ -173,9 +173,9 @@ def test_a_truth_of_another_run_is_refused_with_both_shown(tmp_path, change, sho
 
 def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "truth.h5"
-    with TruthStore.create_or_resume(path, refits(), CONFIG):
-        with pytest.raises(StoreError, match="is being written by another process"):
-            TruthStore.create_or_resume(path, refits(), CONFIG)
+    first = TruthStore.create_or_resume(path, refits(), CONFIG)
+    with first, pytest.raises(StoreError, match="is being written by another process"):
+        TruthStore.create_or_resume(path, refits(), CONFIG)
     complete(path)
 
 
