@@ -100,6 +100,7 @@ def attribute(
     memory: str | float | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    keep_curvature: bool = False,
     progress: bool | Progress | None = None,
 ) -> Scores:
     """Which train examples, upweighted, would change the loss of each query: score[t, i] = + g_t^T H^+ g_i.
@@ -123,6 +124,8 @@ def attribute(
             number.
         out: Path of an HDF5 store, resumable; None keeps the scores in memory.
         overwrite: Replace a store that was made under other settings.
+        keep_curvature: Keep the factored curvature with the scores, in memory, for `scores.group(ids, interaction=True)` and
+            `scores.greedy`.
         progress: None, True for a bar on the terminal, or a function of (stage, done, total).
 
     Returns:
@@ -138,6 +141,7 @@ def attribute(
     from torch import nn
 
     from .influence.attribute import Variant, prepare
+    from .influence.groups import interacting
     from .influence.problem import evaluating
     from .models.device import resolve_device
     from .reports.progress import reporting
@@ -147,6 +151,10 @@ def attribute(
     if curvature is not None and (isinstance(curvature, type) or not hasattr(curvature, "fit")):
         raise UsageError(
             f"curvature is {curvature!r}; give an object such as upweight.LinearHead() or upweight.Hessian()."
+        )
+    if keep_curvature and out is not None:
+        raise UsageError(
+            "A store holds scores alone, and keep_curvature=True needs memory; leave out or keep_curvature out."
         )
     budget = memory_bytes(memory)
     names, head = resolve(model, parameters)
@@ -169,8 +177,10 @@ def attribute(
             query_label=query_label,  # type: ignore[arg-type]  # checked by Variant
             train_scores=train_scores,
         )
+        if keep_curvature:
+            interacting(variant.curvature)  # before the dear part
         plan = [(prepared, one) for one in variant.each_damping()]
-        return score(plan, out, report, memory=budget, overwrite=overwrite)[""]
+        return score(plan, out, report, memory=budget, overwrite=overwrite, keep_curvature=keep_curvature)[""]
 
 
 def pretrain(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .influence.attribute import Fitted, Prepared, Variant
     from .influence.curvature import Curvature
     from .influence.examples import Progress, Source
+    from .influence.kept import KeptCurvature
     from .influence.scores import Scores
     from .models.checkpoints import LoadedModel
 
@@ -129,6 +130,7 @@ def score(
     *,
     memory: int | None = None,
     overwrite: bool = False,
+    keep_curvature: bool = False,
 ) -> dict[str, Scores]:
     """Fit and score every variant, into memory or into one store.
 
@@ -139,6 +141,7 @@ def score(
         config: What decides the scores; None: read off the plan.
         memory: Bytes that a fit may take; None: half of what is free.
         overwrite: Replace a store of other settings.
+        keep_curvature: The main scores, in memory, keep what they were made with.
 
     Returns:
         Scores by variant.
@@ -148,7 +151,7 @@ def score(
 
     grid = tile_shape(max(prepared.problem.p for prepared, _ in plan))
     if out is None:
-        return _in_memory(_fitted(plan, report, memory), grid, report)
+        return _in_memory(_fitted(plan, report, memory), grid, report, keep_curvature=keep_curvature)
     config = _config(plan) if config is None else config
     finished = standing_scores(Path(out), config, overwrite=overwrite)
     if finished is not None:
@@ -178,8 +181,11 @@ def _fitted(
     return [fitted[variant.name] for _, variant in plan]
 
 
-def _in_memory(fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress | None) -> dict[str, Scores]:
+def _in_memory(
+    fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress | None, *, keep_curvature: bool
+) -> dict[str, Scores]:
     from .influence.damping import damping_of
+    from .influence.groups import keep_curvature as kept
     from .influence.walk import ArraySink, write_scores
 
     sinks = {
@@ -193,11 +199,17 @@ def _in_memory(fitted: Sequence[Fitted], grid: tuple[int, int], report: Progress
             damping: scores for name, scores in found.items() if (damping := damping_of(name)) is not None
         }
         name = one.variant.name
-        found[name] = _scores(one, sinks[name].matrices, {} if name else further)
+        curvature = kept(one) if keep_curvature and not name else None
+        found[name] = _scores(one, sinks[name].matrices, {} if name else further, curvature)
     return {one.variant.name: found[one.variant.name] for one in fitted}
 
 
-def _scores(one: Fitted, matrices: Mapping[str, NDArray[Any]], at_damping: Mapping[float | str, Scores]) -> Scores:
+def _scores(
+    one: Fitted,
+    matrices: Mapping[str, NDArray[Any]],
+    at_damping: Mapping[float | str, Scores],
+    curvature: KeptCurvature | None,
+) -> Scores:
     from .influence.attribute import examples
     from .influence.scores import Scores
 
@@ -205,13 +217,27 @@ def _scores(one: Fitted, matrices: Mapping[str, NDArray[Any]], at_damping: Mappi
     meta, spectrum = one.meta(), one.spectrum
     if queries is None:
         return Scores(
-            matrices["train"], train, train, spectrum=spectrum, meta=meta, on_itself=True, at_damping=at_damping
+            matrices["train"],
+            train,
+            train,
+            spectrum=spectrum,
+            meta=meta,
+            on_itself=True,
+            at_damping=at_damping,
+            curvature=curvature,
         )
     on_train = None
     if "train" in matrices:
         on_train = Scores(matrices["train"], train, train, spectrum=spectrum, meta=meta, on_itself=True)
     return Scores(
-        matrices["queries"], queries, train, spectrum=spectrum, meta=meta, on_train=on_train, at_damping=at_damping
+        matrices["queries"],
+        queries,
+        train,
+        spectrum=spectrum,
+        meta=meta,
+        on_train=on_train,
+        at_damping=at_damping,
+        curvature=curvature,
     )
 
 

@@ -50,6 +50,18 @@ class Cholesky:
         Tiles([[self.L]]).solve_(X)
         return X
 
+    def inverse(self) -> Float[Tensor, "size size"]:
+        """The whole inverse.
+
+        Returns:
+            Its lower triangle; what lies above it means nothing. float64.
+        """
+        if self.L.is_cuda:
+            return torch.cholesky_inverse(self.L).double()
+        # the lower triangle in the rows of memory is the upper one in its columns
+        found, _ = scipy.linalg.lapack.dpotri(self.L.double().clone().numpy().T, lower=False, overwrite_c=True)
+        return torch.from_numpy(found).T
+
     def inverse_blocks(self, R: int) -> Float[Tensor, "n R R"]:
         """The diagonal blocks of the inverse.
 

@@ -21,9 +21,11 @@ from .damping import Damping, checked, each, single
 from .errors import SolveError
 from .factors import KINDS, Rows, make_factor
 from .gram import Precision, cross_gram
+from .interaction import Dual, Interaction, Primal
 from .moved import moved_losses
 from .newton import NewtonMatrix, newton_matrix
 from .reduced import ScoreError, measure_error
+from .row_factor import DenseRows
 from .rowset import full_rows, smaller_form, written_rows
 from .side import Side
 from .solve import Eigen, Inversion
@@ -287,6 +289,29 @@ class GaussNewton:
                 fine = state.base.lambda_max < SINGLE_CONDITION * rule.damping
                 other = cholesky(state.base.matrix, rule.damping, torch.float32 if fine else torch.float64)
             yield f"{factor:g}x", replace(state, rule=rule, factor=other)
+
+    def interaction(self, state: NewtonState, train: Side) -> Interaction:
+        """The fit as sets of train examples see it.
+
+        Args:
+            state: What `fit` gave.
+            train: The train set.
+
+        Returns:
+            What values of sets need.
+
+        Raises:
+            UsageError: Nothing is damped, some eigenvalues are cut, or the rows do not span the gradients.
+        """
+        base, weights = state.base, state.base.factor.weights
+        if weights is None:
+            raise UsageError("What examples do together needs rows that span the gradient; sampled rows do not.")
+        if state.factor is None:
+            raise UsageError("What examples do together needs damping > 0 and no cutoff; undamped every leverage is 1.")
+        if base.form == "dual":
+            return Dual(state.factor, weights, base.right_side)
+        A = torch.cat([block for _, block in written_rows(base.rows)])
+        return Primal(DenseRows(A, base.R), weights, lambda G: apply_inverse(state, G), base.right_side)
 
     def warnings(self, state: NewtonState) -> list[str]:
         """What a user must know about this inverse.

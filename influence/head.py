@@ -13,11 +13,14 @@ from torch import Tensor
 from .. import UsageError
 from .blas import in_units, product
 from .damping import checked, each, single
+from .factors import make_factor
 from .head_features import row_space
 from .head_hessian import softmax_hessian
-from .head_inverse import Inverse, invert
+from .head_inverse import Factored, Inverse, invert
 from .head_leverage import corrected
+from .interaction import Interaction, Primal
 from .moved import moved_losses
+from .row_factor import HeadRows
 from .side import Side
 from .solve import Inversion
 from .spectrum import Spectrum
@@ -182,6 +185,42 @@ class LinearHead:
         if state.leverage is None or state.leverage <= 0.9:
             return []
         return [f"The largest leverage is {state.leverage:.2f}; first-order scores of such examples are far off."]
+
+    def interaction(self, state: HeadState, train: Side) -> Interaction:
+        """The fit as sets of train examples see it, in float64.
+
+        Args:
+            state: What `fit` gave.
+            train: The train set.
+
+        Returns:
+            What values of sets need.
+
+        Raises:
+            UsageError: Some eigenvalues are cut.
+        """
+        inverse = state.inverse
+        if isinstance(inverse, Factored) and inverse.dtype != torch.float64:
+            inverse = invert(inverse.hessian, inverse.rule, torch.finfo(torch.float64).eps)
+        if not isinstance(inverse, Factored):
+            raise UsageError("What examples do together needs a curvature of which nothing is cut; take a damping > 0.")
+        hessian = inverse.hessian
+        factor = make_factor("logits", train.logits, train.target, samples=1, seed=0)
+        assert factor.weights is not None  # these rows span the gradient
+        shape = hessian.c, hessian.psi.shape[1], -1
+
+        def gradients(queries: Side, rows: slice) -> Tensor:
+            psi = state.on_row_space(augmented(queries, rows)).T
+            return (queries.residual[rows].T[hessian.keep][:, None, :] * psi).flatten(0, 1)
+
+        return Primal(
+            HeadRows(factor.cotangents[:, :, hessian.keep], hessian.psi),
+            factor.weights,
+            lambda G: inverse.solve(G.reshape(shape).clone(), state.r).flatten(
+                0, 1
+            ),  # which overwrites what it is given
+            gradients,
+        )
 
     def neighbours(self, state: HeadState) -> Iterator[tuple[str, HeadState]]:
         """The same curvature at a tenth and at ten times the damping or cutoff.

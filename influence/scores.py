@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from .. import UsageError
 from .baselines import baseline_scores, chance
 from .examples import Examples
-from .ranking import Matrix, ScoreRows, neighbours, wilson
+from .kept import KeptCurvature
+from .ranking import ROWS, Matrix, ScoreRows, neighbours, wilson
 from .solve import Inversion
 from .spectrum import Spectrum
 from .tables import Table
@@ -34,6 +35,7 @@ class Scores:
         on_train: The train set on itself, when it was asked for.
         on_itself: The queries are the train set: self stays in the matrix and is left out of every ranking.
         at_damping: The same scores at further dampings.
+        curvature: What values of sets of examples are made with, where it was to be kept.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Scores:
         on_train: Scores | None = None,
         on_itself: bool = False,
         at_damping: Mapping[float | str, Scores] | None = None,
+        curvature: KeptCurvature | None = None,
     ) -> None:
         if tuple(matrix.shape) != (len(queries), len(train)):
             raise UsageError(
@@ -60,6 +63,7 @@ class Scores:
         self.on_train = on_train
         self.on_itself = on_itself
         self._at_damping = dict(at_damping or {})
+        self._curvature = curvature
 
     def __repr__(self) -> str:
         name = self.meta.get("curvature", {}).get("name", "scores")
@@ -105,6 +109,54 @@ class Scores:
             UsageError: There is no such row, or k is below 1.
         """
         return self._extremes(query, k, helpful=False)
+
+    def group(self, ids: Sequence[int] | NDArray[Any], interaction: bool = False) -> NDArray[np.float64]:
+        """What a set of train examples is worth to every query.
+
+        Args:
+            ids: The examples, as in `train_id`.
+            interaction: With what they do together: one Newton step of the objective without the whole set, the weights of the
+                others kept. Needs `attribute(..., keep_curvature=True)`. Without: their scores added up.
+
+        Returns:
+            Values [m], nats per unit weight; positive: removing the set raises the query's loss by about value / n.
+
+        Raises:
+            UsageError: The set is empty, an id is unknown or named twice, or no curvature was kept.
+        """
+        chosen = np.sort(self._positions(ids))
+        if interaction:
+            return self._kept().value(chosen)
+        blocks = [slice(start, min(start + ROWS, len(self.queries))) for start in range(0, len(self.queries), ROWS)]
+        return np.concatenate([np.array(self.matrix[rows])[:, chosen].sum(1, dtype=np.float64) for rows in blocks])
+
+    def greedy(self, query: int, k: int = 5) -> Table:
+        """A set that is worth much to a query as a whole: each example has the largest gain beside those taken before it.
+
+        Needs `attribute(..., keep_curvature=True)`; values are those of `group(..., interaction=True)`.
+
+        Args:
+            query: Row of the query.
+            k: Size of the set; cut to the number of train examples.
+
+        Returns:
+            rank (from 1), train_id, gain, total (the value of the set so far), label.
+
+        Raises:
+            UsageError: There is no such row, k is below 1, or no curvature was kept.
+        """
+        self._check(query, k)
+        itself = query if self.on_itself else None
+        k = min(k, len(self.train) - (itself is not None))
+        taken, gains = self._kept().greedy(query, k, itself)
+        columns = {
+            "rank": np.arange(1, k + 1),
+            "train_id": self.train.index[taken],
+            "gain": np.array(gains),
+            "total": np.cumsum(gains),
+            "label": self.train.label[taken],
+        }
+        return Table(columns, f"Train examples that together help query {query} most")
 
     def class_match(self, k: int = 100, label: MatchLabel = "true") -> Table:
         """How often neighbours have the class of their query, beside what simpler scores reach.
@@ -223,13 +275,36 @@ class Scores:
         """
         return self.queries.prediction if self.meta.get("query_label") == "predicted" else self.queries.label
 
-    def _extremes(self, query: int, k: int, *, helpful: bool) -> Table:
+    def _check(self, query: int, k: int) -> None:
         if not 0 <= query < len(self.queries):
             raise UsageError(
                 f"Query {query} is out of range: there are {len(self.queries)} queries, 0 to {len(self.queries) - 1}."
             )
         if k < 1:
             raise UsageError(f"k must be at least 1, got {k}.")
+
+    def _kept(self) -> KeptCurvature:
+        if self._curvature is None:
+            raise UsageError(
+                "What examples do together takes the factored curvature, which these scores do not hold; make them with "
+                "attribute(..., keep_curvature=True), in memory."
+            )
+        return self._curvature
+
+    def _positions(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+        wanted = [int(index) for index in ids]
+        at = {int(index): position for position, index in enumerate(self.train.index)}
+        unknown = [index for index in wanted if index not in at]
+        if not wanted or unknown:
+            found = f"There is no train example {unknown[0]}" if unknown else "The set of train examples is empty"
+            raise UsageError(f"{found}; name them by their train_id.")
+        if len(set(wanted)) < len(wanted):
+            twice = next(index for i, index in enumerate(wanted) if index in wanted[:i])
+            raise UsageError(f"Train example {twice} is named twice in the set; name each once.")
+        return np.array([at[index] for index in wanted])
+
+    def _extremes(self, query: int, k: int, *, helpful: bool) -> Table:
+        self._check(query, k)
         row = np.array(self.matrix[query : query + 1][0])
         order = np.argsort(-row if helpful else row, kind="stable")
         if self.on_itself:

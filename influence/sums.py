@@ -52,8 +52,8 @@ def _aligned(
     """A matrix with the positions in it of the ground truth's queries and train examples; None: all, in this order."""
     m, n = len(truth.query_index), len(truth.train_index)
     if isinstance(scores, Scores):
-        rows = _positions(scores.queries.index, truth.query_index, "queries")
-        columns = _positions(scores.train.index, truth.train_index, "train examples")
+        rows = positions(scores.queries.index, truth.query_index, "queries")
+        columns = positions(scores.train.index, truth.train_index, "train examples")
         same = len(columns) == len(scores.train) and bool((columns == np.arange(n)).all())
         return scores.matrix, rows, None if same else columns
     matrix: Any = scores if isinstance(scores, Matrix) else np.asarray(scores)
@@ -65,8 +65,20 @@ def _aligned(
     return matrix, np.arange(m), None
 
 
-def _positions(there: NDArray[np.int64], wanted: NDArray[np.int64], what: str) -> Int[NDArray[np.int64], " k"]:
-    """Where some ids stand."""
+def positions(there: NDArray[np.int64], wanted: NDArray[np.int64], what: str) -> Int[NDArray[np.int64], " k"]:
+    """Where the ids of a ground truth stand.
+
+    Args:
+        there: Ids of the examples of one side.
+        wanted: Ids of the ground truth.
+        what: What they are, for the message.
+
+    Returns:
+        One position an id that is wanted.
+
+    Raises:
+        UsageError: Some are not there.
+    """
     at = {int(index): position for position, index in enumerate(there)}
     missing = [int(index) for index in wanted if int(index) not in at]
     if missing:

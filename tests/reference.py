@@ -180,6 +180,38 @@ def leave_one_out_scores(G_query: Array, parts: Array, G_train: Array, damping: 
     return np.array([[g @ step for step in steps] for g in G_query])
 
 
+def group_values(
+    G_query: Array, parts: Array, G_train: Array, damping: float, groups: Sequence[Sequence[int]]
+) -> Array:
+    """g_t . (H + damping I - what the group added to H)^-1 (sum of its g_i), group by group: [groups, m]."""
+    H = parts.sum(axis=0) + damping * np.eye(parts.shape[1])
+    rows = []
+    for group in groups:
+        without, total = H.copy(), np.zeros(len(H))
+        for i in group:
+            without -= parts[i]
+            total += G_train[i]
+        step = np.linalg.solve(without, total)
+        rows.append([g @ step for g in G_query])
+    return np.array(rows)
+
+
+def greedy_group(g_query: Array, parts: Array, G_train: Array, damping: float, k: int) -> tuple[list[int], list[float]]:
+    """The group grown by the example that raises its value most, every one tried; and its value at each size."""
+    group: list[int] = []
+    values: list[float] = []
+    for _ in range(k):
+        tried = {
+            i: group_values(g_query[None], parts, G_train, damping, [[*group, i]])[0, 0]
+            for i in range(len(parts))
+            if i not in group
+        }
+        best = max(tried, key=lambda i: tried[i])
+        group.append(best)
+        values.append(float(tried[best]))
+    return group, values
+
+
 def leave_one_out_losses(
     problem: Problem, inputs: Tensor, labels: Sequence[int] | Tensor, parts: Array, G_train: Array, damping: float
 ) -> Array:
