@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
     from .influence.kfac import KFAC
+    from .influence.recording import Recording
     from .influence.removal import loo
     from .influence.scores import Scores
     from .influence.tables import Table
     from .influence.truth import Truth
+    from .influence.unrolled import Unrolled
     from .models.errors import CheckpointError, DataError
     from .pipeline import attribute
     from .retraining import retrain
@@ -59,6 +61,8 @@ _HOME = {
     "GradientDot": ".influence.gradient_dot",
     "KFAC": ".influence.kfac",
     "EKFAC": ".influence.ekfac",
+    "Unrolled": ".influence.unrolled",
+    "Recording": ".influence.recording",
     "lds": ".influence.evaluation",
     "loo": ".influence.removal",
     "mislabel": ".influence.evaluation",
@@ -92,6 +96,9 @@ __all__ = [
     "GradientDot",
     "KFAC",
     "EKFAC",
+    # the training itself
+    "Unrolled",
+    "Recording",
     # scores held against retraining
     "lds",
     "loo",

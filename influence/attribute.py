@@ -19,7 +19,7 @@ from .problem import Loss, Problem, make_problem
 from .sensitivity import sensitivity
 from .side import QueryLabel, Side, examine
 from .spectrum import Spectrum
-from .stationarity import stationarity
+from .stationarity import NO_OPTIMUM, stationarity
 from .walk import stage_name
 from .work import ANY, Work
 
@@ -112,13 +112,16 @@ class Fitted:
         Returns:
             Curvature, label, unit, sign and the facts of the run.
         """
+        curvature, told = self.variant.curvature, self.prepared.facts["warnings"]
+        if getattr(curvature, "anywhere", False):
+            told = [warning for warning in told if not warning.endswith(NO_OPTIMUM)]
         return {
-            "curvature": self.variant.curvature.settings(),
+            "curvature": curvature.settings(),
             "query_label": self.variant.query_label,
-            "unit": self.variant.curvature.unit,
-            "sign": DOT_SIGN if self.spectrum is None else SIGN,
+            "unit": curvature.unit,
+            "sign": getattr(curvature, "sign", DOT_SIGN if self.spectrum is None else SIGN),
             **self.prepared.facts,
-            "warnings": [*self.prepared.facts["warnings"], *self.variant.curvature.warnings(self.state)],
+            "warnings": [*told, *curvature.warnings(self.state)],
         }
 
 

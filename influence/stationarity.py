@@ -13,6 +13,8 @@ from .side import Side
 SAMPLE, RUN = 256, 32  # examples whose own gradients are measured, in evenly spread runs
 STEEP = 0.1  # a mean gradient above this share of the mean length of a gradient is worth a warning
 
+NO_OPTIMUM = "influence is derived where there is none."
+
 
 def stationarity(train: Side, weight_decay: float | None) -> dict[str, Any]:
     """What to know about a model before trusting a first-order score of it.
@@ -35,8 +37,8 @@ def stationarity(train: Side, weight_decay: float | None) -> dict[str, Any]:
     if ratio > STEEP:
         penalty = f"with weight decay {weight_decay:g}" if weight_decay else "without a penalty"
         warnings.append(
-            f"The objective ({penalty}) still has a slope of {ratio:.2f} mean gradient lengths at these weights; influence is "
-            "derived where there is none."
+            f"The objective ({penalty}) still has a slope of {ratio:.2f} mean gradient lengths at these weights; "
+            f"{NO_OPTIMUM}"
         )
     if zero:
         warnings.append(

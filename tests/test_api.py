@@ -23,6 +23,8 @@ PUBLIC = [
     "GradientDot",
     "KFAC",
     "EKFAC",
+    "Unrolled",
+    "Recording",
     "lds",
     "loo",
     "mislabel",
