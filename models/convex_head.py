@@ -17,6 +17,7 @@ from scipy import linalg
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
+from .. import UsageError
 from .errors import TrainingError
 
 TOLERANCE = 1e-8
@@ -40,8 +41,11 @@ class ConvexHead:
         features: Of all train examples.
         labels: Of all train examples; they decide the start, and each fit may have others.
         num_classes: Length of the logits.
-        decay: Of weights and biases.
+        decay: Of weights and biases, above 0: without it there may be no optimum.
         start: Weights and biases to begin with [C, F + 1]; None: zero.
+
+    Raises:
+        UsageError: There is no decay.
     """
 
     def __init__(
@@ -53,6 +57,11 @@ class ConvexHead:
         start: Float[NDArray[np.float64], "C F+1"] | None = None,
     ) -> None:
         """Fit all examples: every other fit starts from there, with this Hessian as its measure of length."""
+        if not decay > 0:
+            raise UsageError(
+                f"The weight decay is {decay}, and without one a head that separates its examples has no optimum; give a "
+                "number above 0."
+            )
         phi = features.detach().to("cpu", torch.float64).numpy()
         self.phi = np.concatenate([phi, np.ones((len(phi), 1))], axis=1)
         self.num_classes, self.decay = num_classes, decay
@@ -113,7 +122,7 @@ class ConvexHead:
     def _bound(self) -> _Apply:
         """Inverse of 1/2 (phi^T phi / n) x I + decay I, which no Hessian over these features exceeds (Boehning 1992)."""
         lam, V = linalg.eigh(self.phi.T @ self.phi / len(self.phi))
-        scale = 1 / (0.5 * lam.clip(0) + max(self.decay, 1e-9 * float(lam[-1])))
+        scale = 1 / (0.5 * lam.clip(0) + self.decay)
 
         def apply(vector: Vector) -> Vector:
             Z = vector.reshape(self.num_classes, -1)
@@ -131,7 +140,7 @@ class ConvexHead:
                 weight = q[:, c] * ((c == d) - q[:, d]) / n
                 blocks[c, :, d] = blocks[d, :, c] = self.phi.T @ (weight[:, None] * self.phi)
         H = blocks.reshape(self.num_classes * F, -1)
-        H[np.diag_indices(len(H))] += max(self.decay, 1e-9 * float(np.trace(H)) / len(H))
+        H[np.diag_indices(len(H))] += self.decay
         factor = linalg.cho_factor(H, lower=True, overwrite_a=True)
 
         def apply(vector: Vector) -> Vector:

@@ -228,7 +228,7 @@ class RunTrainer:
 
 
 def _is_convex(settings: FineTuneSettings, parts: Split) -> bool:
-    """Whether a linear layer is all that is trained, on features that are the same every time."""
+    """Whether a linear layer is all that is trained, with a decay, on features that are the same every time."""
     *before, head = parts.trained
     return (
         isinstance(head, nn.Linear)
@@ -237,6 +237,7 @@ def _is_convex(settings: FineTuneSettings, parts: Split) -> bool:
         and settings.statistics not in {"extractor", "all"}
         and not (settings.adversarial or settings.augmented or settings.lwf)
         and settings.neft is None
+        and settings.weight_decay > 0
     )
 
 

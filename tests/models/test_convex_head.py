@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from upweight import UsageError
 from upweight.models.convex_head import TOLERANCE, ConvexHead
 from upweight.models.errors import TrainingError
 
@@ -78,7 +79,14 @@ def test_other_labels_give_another_optimum(digits):
     assert np.linalg.norm(gradient(head.fit(every, y), X, wrong, 1e-2)) > 1e-2
 
 
-def test_a_problem_without_an_optimum_is_refused():
-    X = torch.tensor([[-1.0], [1.0]]).repeat(5, 1)
-    with pytest.raises(TrainingError, match="give a larger weight decay than 0"):
-        ConvexHead(X, np.array([0, 1] * 5), 2, 0.0)
+def test_without_a_decay_there_may_be_no_optimum(digits):
+    with pytest.raises(UsageError, match="give a number above 0"):
+        ConvexHead(torch.from_numpy(digits[0]), digits[1], 10, 0.0)
+
+
+def test_a_fit_that_does_not_arrive_is_refused(digits, monkeypatch):
+    X, y = digits
+    head = ConvexHead(torch.from_numpy(X), y, 10, 1e-3)
+    monkeypatch.setattr("upweight.models.convex_head.MAX_STEPS", 1)
+    with pytest.raises(TrainingError, match=r"its gradient is .* at most 1e-08 is wanted"):
+        head.fit(np.arange(300) < 150, y)
