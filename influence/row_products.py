@@ -110,7 +110,7 @@ def _ways(side: Side, R: int, vectors: int, keep: int) -> Mapping[str, Way]:
 def _places(problem: Problem, plan: Plan) -> tuple[list[Tensor], Tensor]:
     """Where in theta the columns of caught rows lie: of every pair [in, out], and of all that is written."""
     sizes = [value.numel() for value in problem.theta.values()]
-    everywhere = torch.arange(problem.p, device=problem.device).split(sizes)
+    everywhere = torch.split(torch.arange(problem.p, device=problem.device), sizes)
     place = dict(zip(problem.theta, everywhere, strict=True))
     pairs, written = [], []
     for name, shorts in plan.layers.items():

@@ -36,6 +36,8 @@ class Spectrum:
     """Number of eigenvalues below minus the cutoff."""
     negative_trace: float
     """Share of the sum of absolute eigenvalues held by negative ones."""
+    left_out: float | None = None
+    """Largest absolute eigenvalue of what a curvature of low rank leaves out, estimated; None: nothing is left out."""
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     """What a cutoff or damping ten times smaller or larger would change: `top1_changed_at_0.1x` is the share of queries with
     another first neighbour, `top5_changed_at_10x` the mean share of the first five that is replaced."""
@@ -46,10 +48,12 @@ class Spectrum:
         """The facts alone, ready for JSON.
 
         Returns:
-            Every field but `eigenvalues`.
+            Every field but `eigenvalues`, and but those that are None.
         """
         facts = asdict(replace(self, eigenvalues=None))
         del facts["eigenvalues"]
+        if self.left_out is None:
+            del facts["left_out"]
         facts["sensitivity"] = dict(self.sensitivity)
         return facts
 
