@@ -63,10 +63,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _fault(model: nn.Module, x: Tensor, unseeded: list[str]) -> str:
     """The sentence about what is to blame, the surest finding first."""
     layer = unsteady_layer(model, x)
-    if layer is not None:
+    if layer is not None and not _on_gpu(model):
         return (
-            f"the layer {layer} gives different outputs for the same batch, whatever the seed; let it draw from torch's "
-            "global generator, or take it out."
+            f"the layer {layer} for the same batch, whatever the seed; let it draw from torch's global generator, or take it "
+            "out."
         )
     if unseeded:
         calls = {"torch": "torch.manual_seed", "numpy": "np.random.seed", "random": "random.seed"}
@@ -74,9 +74,10 @@ def _fault(model: nn.Module, x: Tensor, unseeded: list[str]) -> str:
             f"it draws from the global generator of {' and '.join(unseeded)}, which it does not seed; begin it with "
             f"{' and '.join(f'{calls[name]}(seed)' for name in unseeded)}."
         )
-    if any(parameter.is_cuda for parameter in model.parameters()):
+    if _on_gpu(model):
+        where = "" if layer is None else f" (the layer {layer} for the same batch)"
         return (
-            "the device is a GPU, whose kernels need not add in the same order; call "
+            f"the device is a GPU, whose kernels need not add in the same order{where}; call "
             "torch.use_deterministic_algorithms(True) before training, or train on the CPU."
         )
     return (
@@ -85,63 +86,84 @@ def _fault(model: nn.Module, x: Tensor, unseeded: list[str]) -> str:
     )
 
 
+def _on_gpu(model: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in model.parameters())
+
+
+class _Pass:
+    """What one pass there and back leaves: outputs, their gradients and those of the weights, in the order they are met."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.outputs: list[tuple[str, Tensor]] = []
+        self.gradients: list[tuple[str, Tensor]] = []
+        self.weights: list[tuple[str, Tensor]] = []
+        handles = [
+            module.register_forward_hook(partial(self._met, name)) for name, module in model.named_modules() if name
+        ]
+        try:
+            with torch.enable_grad():
+                out = model(x)
+            named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+            if out.requires_grad and named:
+                found = torch.autograd.grad(out.square().sum(), [value for _, value in named], allow_unused=True)
+                for (name, _), gradient in zip(named, found, strict=True):
+                    if gradient is not None:
+                        self.weights.append((name.rpartition(".")[0], gradient))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _met(self, name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        self.outputs.append((name, output.detach().clone()))
+        if output.requires_grad:
+            output.register_hook(partial(self._met_again, name))  # type: ignore[no-untyped-call]
+
+    def _met_again(self, name: str, gradient: Tensor) -> None:
+        self.gradients.append((name, gradient.detach().clone()))
+
+
 def unsteady_layer(model: nn.Module, x: Tensor) -> str | None:
-    """The first layer that, in training mode, with torch's generator seeded alike, maps one batch to two outputs or gradients.
+    """The first layer that, in training mode, with torch's generator seeded alike, makes two things of one batch.
 
     Args:
         model: A network; left as it was found.
         x: Inputs for it.
 
     Returns:
-        Name and kind of the layer; None where every layer is steady.
+        Name and kind of the layer and what differs; None where every layer is steady.
     """
     modes = {module: module.training for module in model.modules()}
     state = {name: value.clone() for name, value in model.state_dict().items()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    passes = []
     try:
         model.train()
-        passes = []
         for _ in range(2):
             model.load_state_dict(state)  # batch-norm statistics move in training mode
             with seeded("determinism", device=device):
-                passes.append(_trace(model, x.to(device)))
+                passes.append(_Pass(model, x.to(device)))
     finally:
         model.load_state_dict(state)
         for module, mode in modes.items():
             module.training = mode
-    kinds = dict(model.named_modules())
-    for (name, one), (_, other) in zip(*passes, strict=False):
-        if not _same(one, other):
-            return f"{name or 'at the root'} ({type(kinds[name]).__name__})"
+    one, other = passes
+    if (place := _first(one.outputs, other.outputs)) is not None:
+        return _blamed(model, one.outputs[place][0], "outputs")
+    if (place := _first(one.gradients, other.gradients)) is not None:
+        # the gradient at a layer's output is made by the layer that takes it, the one before on the way back
+        return _blamed(model, one.gradients[max(place - 1, 0)][0], "gradients")
+    if (place := _first(one.weights, other.weights)) is not None:
+        return _blamed(model, one.weights[place][0], "gradients")
     return None
 
 
-def _trace(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor]]:
-    """Outputs of every layer in the order in which they are met, then the gradients of these in the order of going back."""
-    outputs: list[tuple[str, Tensor]] = []
-    gradients: list[tuple[str, Tensor]] = []
-
-    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                _keep(outputs, name, output)
-                if output.requires_grad:
-                    output.register_hook(partial(_keep, gradients, name))  # type: ignore[no-untyped-call]
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules()]
-    try:
-        with torch.enable_grad():
-            out = model(x)
-        if out.requires_grad:
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs + gradients
+def _blamed(model: nn.Module, name: str, what: str) -> str:
+    return f"{name or 'at the root'} ({type(model.get_submodule(name)).__name__}) gives different {what}"
 
 
-def _keep(kept: list[tuple[str, Tensor]], name: str, value: Tensor) -> None:
-    kept.append((name, value.detach().clone()))
+def _first(one: list[tuple[str, Tensor]], other: list[tuple[str, Tensor]]) -> int | None:
+    """Position of the first difference."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, ((_, a), (_, b)) in pairs if not _same(a, b)), None)

@@ -288,6 +288,8 @@ def hashes(x: Tensor) -> Iterator[str]:
 def _blocks(source: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """A data set or a pair of tensors, block by block."""
     if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
+        if len(source[0]) != len(source[1]):
+            raise ValueError(f"{len(source[0])} inputs and {len(source[1])} labels")
         yield from zip(*(part.split(_BLOCK) for part in source), strict=True)
         return
     for start in range(0, len(source), _BLOCK):
