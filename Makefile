@@ -3,6 +3,8 @@
 # make shapes   the tests of influence/ once more, with the shapes in its annotations enforced
 # make bench    times and errors beside captum, pyDVL, dattri, kronfluence and TRAK; SIZES=full: an hour or two, 16 GiB;
 #               ARGS="--missing --threads 1": go on where it stopped, on a busy machine
+# make bench-quality   the scores of the same tools held against retraining, on networks that ship in benchmarks/truth: an hour;
+#               ARGS=--rebuild-truth: train them and their ground truth anew first, another hour
 # Each makes .venv first when it is not there, with the tested versions of constraints.txt.
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ INPUTS := pyproject.toml setup.py constraints.txt
 JOBS ?= 2
 SIZES ?= quick
 
-.PHONY: report test shapes lint bench clean
+.PHONY: report test shapes lint bench bench-quality clean
 
 report: .venv/installed
 	$(BIN)/upweight compare --out upweight-out
@@ -42,6 +44,9 @@ lint: .venv/installed-dev
 
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.run --sizes $(SIZES) $(ARGS)
+
+bench-quality: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.quality.run $(ARGS)
 
 # the other tools see the packages of .venv, so that torch is installed once; their pins exclude each other, hence --no-deps
 .venv-bench/installed: benchmarks/requirements.txt benchmarks/needs.txt .venv/installed

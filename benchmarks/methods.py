@@ -117,8 +117,8 @@ class Ours(Run):
         chosen = self.curvature(self.upweight, dampings[0] if len(dampings) == 1 else tuple(dampings))
         found = self.upweight.attribute(
             problem.model,
-            (problem.X, problem.y),
-            (problem.Xq, problem.yq),
+            problem.train,
+            problem.queries,
             progress=progress,
             parameters=problem.parameters,
             curvature=chosen,

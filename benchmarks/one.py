@@ -64,11 +64,7 @@ def operations(problem) -> float:
 def main(key: str, folder: str, result: str, memory: str = "0", cpu: str = "0") -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("900")  # when memory runs out, this process is the one to go
-    for kind, limit in ((resource.RLIMIT_DATA, int(memory)), (resource.RLIMIT_CPU, int(cpu))):
-        if limit:
-            resource.setrlimit(kind, (limit, resource.RLIM_INFINITY))
+    limit_process(int(memory), int(cpu))
     path = Path(folder)
     if key == "reference":
         start = time.perf_counter()
@@ -80,12 +76,23 @@ def main(key: str, folder: str, result: str, memory: str = "0", cpu: str = "0") 
         except Exception as error:  # any way in which another tool can fail belongs into the table
             if METHODS[key].tool == "upweight":
                 raise
-            found = {
-                "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-                    :160
-                ]
-            }
+            found = {"failed": words_of(error)}
     Path(result).write_text(json.dumps(found))
+
+
+def limit_process(memory: int, cpu: int) -> None:
+    """Bytes and CPU seconds that this process may take; 0: any."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")  # when memory runs out, this process is the one to go
+    for kind, limit in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, cpu)):
+        if limit:
+            resource.setrlimit(kind, (limit, resource.RLIM_INFINITY))
+
+
+def words_of(error: Exception) -> str:
+    """Type and first line of a failure."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
 
 
 if __name__ == "__main__":

@@ -70,6 +70,14 @@ class Problem:
         """What upweight is asked to analyse in `model`."""
         return {"head": "head", "resnet": f"blocks:{self.spec.blocks}"}.get(self.spec.kind, "all")
 
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        return self.X, self.y
+
+    @property
+    def queries(self) -> tuple[Tensor, Tensor]:
+        return self.Xq, self.yq
+
     def tail(self) -> Problem:
         """The same problem with the frozen part run once: a model of which every parameter is analysed, and its inputs."""
         if self.spec.kind != "resnet":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .methods import METHODS
+from .tables import number, table
 
 NOTES = Path(__file__).parent / "notes.md"
 TITLES = {
@@ -19,12 +21,24 @@ TITLES = {
 Run = dict[str, Any]
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """The page, and the figure of the scaling series beside it."""
+def write(folder: Path, speed: dict[str, Any] | None = None, quality: dict[str, Any] | None = None) -> None:
+    """The page and its figures, of the results that are given or lie in the files."""
+    from .quality import render as of_quality
+
+    speed, quality = speed or read("results.json"), quality or read("quality.json")
     folder.mkdir(parents=True, exist_ok=True)
-    series = group(run for run in results["runs"] if run["series"] != "compared")
-    figure = draw(series, folder / "benchmarks.png")
-    (folder / "benchmarks.md").write_text(page(results, figure=figure))
+    parts = []
+    if speed:
+        series = group(run for run in speed["runs"] if run["series"] != "compared")
+        parts.append(page(speed, figure=draw(series, folder / "benchmarks.png")))
+    if quality:
+        parts.append(of_quality.part(quality, figure=of_quality.draw(quality, folder / of_quality.FIGURE)) + "\n")
+    (folder / "benchmarks.md").write_text("\n".join(parts))
+
+
+def read(name: str) -> dict[str, Any] | None:
+    path = Path(__file__).parent / name
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def page(results: dict[str, Any], *, figure: bool) -> str:
@@ -219,15 +233,6 @@ def group(runs: Iterable[Run]) -> dict[str, list[Run]]:
     }
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def number(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
 AXES = {
     "n": lambda run: run["problem"]["n"],
     "F": lambda run: run["problem"]["F"],
@@ -258,6 +263,4 @@ def draw(series: dict[str, list[Run]], path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    import json
-
-    write(json.loads((Path(__file__).parent / "results.json").read_text()), Path(__file__).parents[1] / "docs")
+    write(Path(__file__).parents[1] / "docs")

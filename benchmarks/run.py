@@ -112,27 +112,31 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def child(key: str, folder: Path, limit: int, threads: int) -> dict[str, object]:
-    """Run one method in a process of its own."""
+def child(words: list[str], cpu: int, threads: int) -> dict[str, object]:
+    """A module with its words in a process of its own, which writes what it finds; ended after so many CPU seconds."""
     available = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
     memory = int(available[0] * 0.85) if available else 0
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment = {**os.environ, **pools, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "result.json"
-        words = [sys.executable, "-m", "benchmarks.one", key, str(folder), str(out), str(memory), str(2 * limit)]
+        words = [sys.executable, "-m", *words, str(out), str(memory), str(cpu)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         try:
-            done = subprocess.run(words, timeout=6 * limit, cwd=HERE.parent, env=environment, check=False, **quiet)
+            done = subprocess.run(words, timeout=3 * cpu, cwd=HERE.parent, env=environment, check=False, **quiet)
+            failed = _failure(done, cpu)
         except subprocess.TimeoutExpired:
-            return {"failed": f"over {6 * limit} s"}
-        if out.exists():
-            return json.loads(out.read_text())
-        last = done.stderr.strip().splitlines()[-1:] or [""]
-        if done.returncode == -signal.SIGXCPU:
-            return {"failed": f"over {2 * limit} CPU s"}
-        killed = "killed: out of memory" if done.returncode == -9 else f"exit {done.returncode}: {last[0][:120]}"
-        return {"failed": killed}
+            failed = {"failed": f"over {3 * cpu} s"}
+        return (json.loads(out.read_text()) if out.exists() else {}) | failed
+
+
+def _failure(done: subprocess.CompletedProcess[str], cpu: int) -> dict[str, object]:
+    if done.returncode == 0:
+        return {}
+    if done.returncode == -signal.SIGXCPU:
+        return {"failed": f"over {cpu} CPU s"}
+    last = done.stderr.strip().splitlines()[-1:] or [""]
+    return {"failed": "killed: out of memory" if done.returncode == -9 else f"exit {done.returncode}: {last[0][:120]}"}
 
 
 def prepare(spec: Spec, threads: int, *, exact: bool) -> Path:
@@ -141,7 +145,7 @@ def prepare(spec: Spec, threads: int, *, exact: bool) -> Path:
     if not (folder / "problem.pt").exists():
         save(build(spec), folder)
     if exact and not (folder / "reference.npy").exists():
-        found = child("reference", folder, 3600, threads)
+        found = child(["benchmarks.one", "reference", str(folder)], 7200, threads)
         print(f"  reference: {found}", flush=True)
     return folder
 
@@ -191,7 +195,7 @@ def main() -> None:
         folder = prepare(spec, words.threads, exact=series == "compared")
         p = sum(x.numel() for x in load(folder).tail().model.parameters())
         for key in keys:
-            found = {"load": os.getloadavg()[0]} | child(key, folder, limit, words.threads)
+            found = {"load": os.getloadavg()[0]} | child(["benchmarks.one", key, str(folder)], 2 * limit, words.threads)
             print(f"  {key}: {found}", flush=True)
             same = (series, asdict(spec), key)
             results["runs"] = [run for run in results["runs"] if (run["series"], run["problem"], run["method"]) != same]
@@ -199,7 +203,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     from .render import write
 
-    write(results, HERE.parent / "docs")
+    write(HERE.parent / "docs", speed=results)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def results(bench):
 
 
 def test_the_page_says_what_was_measured(bench, tmp_path):
-    bench.render.write(json.loads(json.dumps(results(bench))), tmp_path)
+    bench.render.write(tmp_path, speed=json.loads(json.dumps(results(bench))))
     page = (tmp_path / "benchmarks.md").read_text()
     assert "| upweight | LinearHead | float32 | yes | 2.00 | 3.00 | 1.00 | 1e-06 | 0.5000 | 2.0 | 1.5 |" in page
     assert "| captum | Naive, all p directions | float32 | yes | over 5 s |" in page

@@ -1,0 +1,1 @@
+"""Which scores does retraining confirm? `make bench-quality`: five trained networks, their ground truth, every method."""

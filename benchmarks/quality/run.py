@@ -1,0 +1,99 @@
+"""All methods on all tasks: `python -m benchmarks.quality.run [--tasks digits-cnn] [--tools upweight,pyDVL] [--missing]`.
+
+The trained networks and their ground truth ship in benchmarks/truth; `--rebuild-truth` makes them anew first. Results go to
+benchmarks/quality.json after every run, and docs/benchmarks.md is written from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from ..render import write
+from ..run import HERE, child, machine
+from .methods import ENTRIES
+from .one import SCORES
+from .rebuild import rebuild
+from .tasks import TASKS, Task, read_facts
+
+RESULTS = HERE / "quality.json"
+REFERENCE = {"head": "head", "cnn": "newton-logits", "tail": "newton-logits", "mlp": "newton-margin"}
+"""The method of ours, at the damping it is given, that every other is compared with."""
+
+
+def compare(task: Task, runs: list[dict[str, Any]]) -> None:
+    """By how much our method's LDS lies above each other's, on the same draws; of the scores that lie in the cache."""
+    from upweight.cache.truth import open_truth
+    from upweight.influence.evaluation import lds_difference
+
+    ours = SCORES / task.key / f"{REFERENCE[task.spec.kind]}.given.npy"
+    if not ours.exists():
+        return
+    truth, first = open_truth(task.folder / "lds.h5"), np.load(ours)
+    for run in runs:
+        for name in ("given", "best"):
+            path = SCORES / task.key / f"{run['method']}.{name}.npy"
+            if run["task"] == task.key and name in run and path.exists() and path != ours:
+                found = lds_difference(first, np.load(path), truth)
+                run[name]["difference"] = [found.mean, found.low, found.high]
+
+
+def chosen(task: Task, words: argparse.Namespace, done: list[dict[str, Any]]) -> list[str]:
+    """Keys of the methods to run on a task."""
+    keys = [key for key, entry in ENTRIES.items() if task.spec.kind in entry.kinds]
+    if words.tools:
+        keys = [key for key in keys if ENTRIES[key].tool in words.tools.split(",")]
+    if words.methods:
+        keys = [key for key in keys if key in words.methods.split(",")]
+    if words.missing:
+        there = {run["method"] for run in done if run["task"] == task.key}
+        keys = [key for key in keys if key not in there]
+    return keys
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", help=f"only these, separated by commas: {', '.join(TASKS)}")
+    parser.add_argument("--tools", help="only these: upweight, baseline, pyDVL, dattri, captum, kronfluence, TRAK")
+    parser.add_argument("--methods", help="only these, by their keys in benchmarks/quality/methods.py")
+    parser.add_argument("--missing", action="store_true", help="keep every result that is there")
+    parser.add_argument("--limit", type=int, default=600, help="CPU seconds of one method on one task")
+    parser.add_argument("--threads", type=int, default=1, help="of each method")
+    parser.add_argument("--rebuild-truth", action="store_true", help="train and retrain everything first")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that retrain")
+    return parser.parse_args()
+
+
+def main() -> None:
+    words = options()
+    tasks = [TASKS[key] for key in words.tasks.split(",")] if words.tasks else list(TASKS.values())
+    if words.rebuild_truth:
+        for task in tasks:
+            rebuild(task, workers=words.workers, anew=True)
+    part = words.tasks or words.tools or words.methods or words.missing
+    old = json.loads(RESULTS.read_text()) if part and RESULTS.exists() else {}
+    runs: list[dict[str, Any]] = old.get("runs", [])
+    results = {"limit": words.limit, "threads": words.threads, "machine": machine(), "runs": runs}
+    for task in tasks:
+        keys = chosen(task, words, runs)
+        if keys:
+            print(task.key, flush=True)
+        for key in keys:
+            command = ["benchmarks.quality.one", key, task.key]
+            found = {"load": os.getloadavg()[0]} | child(command, words.limit, words.threads)
+            print(f"  {key}: {found}", flush=True)
+            runs[:] = [run for run in runs if (run["task"], run["method"]) != (task.key, key)]
+            runs.append({"task": task.key, "method": key, **found})
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        compare(task, runs)
+    results["tasks"] = {key: read_facts(task) for key, task in TASKS.items() if (task.folder / "facts.json").exists()}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write(HERE.parent / "docs", quality=results)
+
+
+if __name__ == "__main__":
+    main()
