@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions, sweep, sweep_plan
 from .cache.errors import StoreError
 from .commands import OVERWRITE_FILE, Answer, Asked, Command, plain
+from .evaluation_commands import EVALUATION_COMMANDS
 from .feature_commands import FEATURE_COMMANDS
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
@@ -476,6 +477,7 @@ COMMANDS: dict[str, Command] = {
             OVERWRITE,
         ),
     ),
+    **EVALUATION_COMMANDS,
     **FEATURE_COMMANDS,
     "info": Command(
         help="print what a run folder, a report, a store or a checkpoint holds",

@@ -38,10 +38,10 @@ class Curve:
     """LDS against damping and cutoff."""
 
     table: Table
-    auto: float
-    """Relative to the largest eigenvalue; NaN where there is no such rule."""
+    given: float
+    """Damping of the scores, relative to the largest eigenvalue; 0 where they have none."""
     recommended: float
-    """Likewise."""
+    """Likewise, of the one that half of the parts recommend."""
     sentence: str
 
 
@@ -128,7 +128,7 @@ def _curve(found: Evaluated, output: Output) -> Section | None:
     if found.curve is None:
         return None
     curve, file = found.curve, output.add("damping_curve", found.curve.table)
-    drawn = draw_curve(curve.table, found.ceiling, curve.auto, curve.recommended)
+    drawn = draw_curve(curve.table, found.ceiling, curve.given, curve.recommended)
     caption = f"LDS against damping, and against the cutoff of an undamped pseudo-inverse, with 95% bands. All numbers: {file}."
     picture = output.picture("damping-curve", drawn, "LDS against damping and cutoff", caption)
     return Section(anchor="damping", heading="Damping", parts=[Paragraph(text=curve.sentence), picture])

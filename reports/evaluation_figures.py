@@ -14,8 +14,7 @@ from ..influence.tables import Table
 from .style import FAINT, INK, MARKERS, PALETTE, figure, legend_columns, styled
 
 OWN, OTHER = PALETTE[0], PALETTE[6]
-SIDES = (0.05, 0.95)
-"""Quantiles of what a scatter shows; the few points beyond would press the others together."""
+KINDS = {"damping": "damping", "cutoff": "cutoff, no damping"}
 
 
 def draw_methods(table: Table, ceiling: float) -> Figure:
@@ -47,13 +46,14 @@ def draw_methods(table: Table, ceiling: float) -> Figure:
     return fig
 
 
-def draw_curve(curve: Table, ceiling: float, auto: float, recommended: float) -> Figure:
+def draw_curve(curve: Table, ceiling: float, given: float, recommended: float) -> Figure:
     """LDS against the damping, and against the cutoff of an undamped pseudo-inverse.
 
     Args:
-        curve: kind ("damping" or "cutoff"), relative (to the largest eigenvalue), lds, low, high.
+        curve: kind ("damping", "cutoff", or "given" for the scores as they are), relative (to the largest eigenvalue), lds,
+            low, high.
         ceiling: What a perfect prediction could reach; NaN: unknown.
-        auto: The automatic damping over the largest eigenvalue; NaN: the method has no such rule.
+        given: The damping of the scores over the largest eigenvalue; 0: they have none.
         recommended: The recommended damping over the largest eigenvalue.
 
     Returns:
@@ -62,15 +62,16 @@ def draw_curve(curve: Table, ceiling: float, auto: float, recommended: float) ->
     with styled():
         fig = figure(7.4, 3.9)
         ax = fig.subplots()
-        for i, kind in enumerate(dict.fromkeys(curve["kind"].tolist())):
+        for i, (kind, label) in enumerate(KINDS.items()):
             chosen = curve["kind"] == kind
+            if not chosen.any():
+                continue
             order = np.argsort(curve["relative"][chosen])
             x, y, low, high = (curve[name][chosen][order] for name in ("relative", "lds", "low", "high"))
             drawn = x > 0
-            label = {"damping": "damping", "cutoff": "cutoff, no damping"}.get(kind, kind)
             ax.fill_between(x[drawn], low[drawn], high[drawn], color=PALETTE[i], alpha=0.15, linewidth=0)
             ax.plot(x[drawn], y[drawn], color=PALETTE[i], marker=MARKERS[i], markersize=3.6, label=label)
-        marks = [(auto, "auto", (0, (1, 1.2))), (recommended, "recommended", (0, (4, 2)))]
+        marks = [(given, "as scored", (0, (1, 1.2))), (recommended, "recommended", (0, (4, 2)))]
         for value, label, dash in marks:
             if np.isfinite(value) and value > 0:
                 ax.axvline(value, color=INK, linestyle=dash, linewidth=1.0, label=label)

@@ -40,7 +40,7 @@ def curve():
         "low": np.array([0.0, 0.2, 0.5, 0.3]),
         "high": np.array([0.2, 0.4, 0.7, 0.5]),
     }
-    return Curve(table=Table(columns, "LDS against damping"), auto=1 / 300, recommended=1e-2, sentence="Take 0.02.")
+    return Curve(table=Table(columns, "LDS against damping"), given=1 / 300, recommended=1e-2, sentence="Take 0.02.")
 
 
 def removal():
@@ -138,10 +138,10 @@ def test_methods_stand_in_the_order_of_their_scores():
 
 def test_the_curve_leaves_out_what_a_logarithm_cannot_show_and_marks_its_dampings():
     held = curve()
-    axes = draw_curve(held.table, 0.87, held.auto, held.recommended).axes[0]
+    axes = draw_curve(held.table, 0.87, held.given, held.recommended).axes[0]
     lines = {line.get_label(): np.asarray(line.get_xdata()) for line in axes.lines}
     assert lines["damping"].tolist() == [1e-4, 1e-2, 1.0]
-    assert lines["auto"][0] == held.auto and lines["recommended"][0] == held.recommended
+    assert lines["as scored"][0] == held.given and lines["recommended"][0] == held.recommended
 
 
 def test_removal_curves_are_means_over_queries_with_the_best_prediction_there_is():
