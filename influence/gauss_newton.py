@@ -175,8 +175,8 @@ class GaussNewton:
         given = single(self.damping)
         whole = given == 0 or self.rcond is not None
         eigen = base.eigen(vectors=whole)
-        auto = max(base.rows.side.problem.weight_decay or 0.0, base.lambda_max / AUTO_SHARE)
-        damping = auto if given == "auto" else float(given)
+        decay = base.rows.side.problem.weight_decay
+        damping = automatic(decay, base.lambda_max) if given == "auto" else float(given)
         rule = Inversion(damping=damping, rcond=self.rcond)
         if whole:
             return NewtonState(base, rule, eigen, None, base.factor.weights)
@@ -256,20 +256,7 @@ class GaussNewton:
         """
         if state.eigen is not None:
             return state.eigen.spectrum(state.rule)
-        damping, largest, lowest = state.rule.damping, state.base.lambda_max, state.lambda_min
-        return Spectrum(
-            size=state.base.size,
-            rank=state.base.size,
-            cutoff=0.0,
-            damping=damping,
-            lambda_max=largest,
-            lambda_min=lowest,
-            smallest_kept=lowest + damping,
-            condition=(largest + damping) / (lowest + damping),
-            trace_kept=1.0,
-            negative=0,
-            negative_trace=0.0,
-        )
+        return Spectrum.of_ends(state.base.size, state.rule.damping, state.base.lambda_max, state.lambda_min)
 
     def neighbours(self, state: NewtonState) -> Iterator[tuple[str, NewtonState]]:
         """The same matrix at a tenth and at ten times the damping or cutoff.
@@ -336,6 +323,19 @@ class GaussNewton:
         if state.error is not None:
             said.append(state.error.sentence())
         return said
+
+
+def automatic(weight_decay: float | None, lambda_max: float) -> float:
+    """What damping="auto" comes to.
+
+    Args:
+        weight_decay: L2 penalty of the training run, when known.
+        lambda_max: Largest eigenvalue of the curvature.
+
+    Returns:
+        The damping, in the unit of the curvature.
+    """
+    return max(weight_decay or 0.0, lambda_max / AUTO_SHARE)
 
 
 def apply_inverse(state: NewtonState, M: Float[Tensor, "size b"]) -> Float[Tensor, "size b"]:

@@ -35,8 +35,9 @@ class Lanczos(LowRank):
     """Dimension of the Krylov space at most; None: twice the rank and two blocks."""
     block: int = 16
     """Vectors that are multiplied at a time; no more eigenvalues can be equal without one being missed."""
-    rtol: float = 1e-2
-    """Converged is a pair whose residual is below this share of the largest absolute eigenvalue; reached by all, it stops."""
+    rtol: float = 1e-4
+    """Converged is a pair whose residual is below this share of the largest absolute eigenvalue; reached by all, it stops. The
+    automatic damping is a share of 3e-3."""
     negative: Negative = "invert"
     """Negative eigenvalues: "invert", refused where the damping does not lift them above zero, or "drop", with their part of the
     gradients."""

@@ -15,8 +15,8 @@ from .. import UsageError
 from .blas import product
 from .damping import Damping, checked, each, single
 from .errors import SolveError
-from .gauss_newton import AUTO_SHARE
 from .gradients import TrainGradients
+from .kronecker_curvature import chosen_damping
 from .side import Side
 from .solve import Eigen, Inversion, Negative
 from .spectrum import Spectrum
@@ -116,7 +116,7 @@ class LowRank(ABC):
             Eigenvectors and train gradients.
 
         Raises:
-            SolveError: The eigenvectors do not fit into memory, or the curvature is zero and "auto" has nothing to go by.
+            SolveError: The eigenvectors do not fit into memory.
         """
         if like is None:
             need, room = 32 * train.problem.p * min(self.rank, train.problem.p), work.room(train.logits.device)
@@ -129,10 +129,7 @@ class LowRank(ABC):
             train_gradients = TrainGradients.of(train)
         else:
             eigen, left_out, said, train_gradients = like.eigen, like.left_out, like.said, like.train
-        given = single(self.damping)
-        damping = max(train.problem.weight_decay or 0.0, float(eigen.lam[0]) / AUTO_SHARE) if given == "auto" else given
-        if given == "auto" and not damping > 0:
-            raise SolveError("The curvature has no positive eigenvalue, so the damping 'auto' is zero; give a number.")
+        damping = chosen_damping(single(self.damping), train, float(eigen.lam[0]))
         return LowRankState(eigen, left_out, said, self._rule(damping), train_gradients)
 
     def solve(self, state: LowRankState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
@@ -181,10 +178,10 @@ class LowRank(ABC):
         """
         facts = state.eigen.spectrum(state.rule)
         held = float(state.eigen.lam.abs().sum())
-        whole = held + max(state.left_out.trace, 0.0)  # NaN where what is left out may have both signs
+        whole = held + state.left_out.trace  # NaN where what is left out may have both signs
         return replace(
             facts,
-            trace_kept=facts.trace_kept * held / whole if whole > 0 else facts.trace_kept,
+            trace_kept=facts.trace_kept if whole == 0 else facts.trace_kept * min(1.0, held / whole),
             left_out=state.left_out.norm,
         )
 

@@ -72,7 +72,8 @@ def nystroem(
     B = torch.linalg.solve_triangular(L, shifted.T, upper=False).T  # B B^T is the approximation of H + shift
     Q, R = torch.linalg.qr(B)
     U, s, _ = torch.linalg.svd(R)
-    return (s**2 - shift).clamp(min=0.0), product(Q, U)
+    lam: Tensor = (s**2 - shift).clamp(min=0.0)
+    return lam, product(Q, U)
 
 
 def _test_vectors(p: int, k: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "p k"]:

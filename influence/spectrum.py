@@ -44,6 +44,33 @@ class Spectrum:
     eigenvalues: NDArray[np.float64] | None = None
     """All eigenvalues, descending, without the damping."""
 
+    @classmethod
+    def of_ends(cls, size: int, damping: float, largest: float, lowest: float) -> Spectrum:
+        """The facts of a damped positive semi-definite curvature of which only both ends are known.
+
+        Args:
+            size: Number of eigenvalues.
+            damping: Added to every one.
+            largest: The largest of them.
+            lowest: The smallest of them.
+
+        Returns:
+            The facts; nothing is cut.
+        """
+        return cls(
+            size=size,
+            rank=size,
+            cutoff=0.0,
+            damping=damping,
+            lambda_max=largest,
+            lambda_min=lowest,
+            smallest_kept=lowest + damping,
+            condition=(largest + damping) / (lowest + damping),
+            trace_kept=1.0,
+            negative=0,
+            negative_trace=0.0,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The facts alone, ready for JSON.
 
