@@ -159,9 +159,34 @@ def lds_difference(
     Returns:
         First minus second, with its paired interval.
     """
+    sums = [score_sums(scores, truth, truth.kept) for scores in (first, second)]
+    return difference_of_sums(sums[0], sums[1], truth, output, resamples, seed)
+
+
+def difference_of_sums(
+    first: Float[Array, "J m"],
+    second: Float[Array, "J m"],
+    truth: Truth,
+    output: Output = "loss",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> LdsDifference:
+    """The same for predictions that are there already.
+
+    Args:
+        first: Predictions of one method, as in `lds_of_sums`.
+        second: Predictions of the other.
+        truth: As in `lds`.
+        output: As in `lds`.
+        resamples: Draws of parts and queries, the same for both.
+        seed: Of the draws.
+
+    Returns:
+        First minus second, with its paired interval.
+    """
     used = usable(truth, resamples)
     target = scaled_ranks(outcome(truth, output)[used])
-    ranks = [scaled_ranks(score_sums(scores, truth, truth.kept)[used]) for scores in (first, second)]
+    ranks = [scaled_ranks(predicted[used]) for predicted in (first, second)]
     draws = resampled_means(ranks, target, resamples, seed)
     low, high = interval(draws[0] - draws[1])
     mean = float(((ranks[0] - ranks[1]) * target).sum(0).mean())
