@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .. import UsageError
 
 Damping = float | Literal["auto"]
+AUTO_SHARE = 300  # damping="auto" is the largest eigenvalue over this, or the weight decay when that is larger
 PREFIX = "damping="
 """Before the value, in the name of a variant."""
 
@@ -45,7 +46,7 @@ def _one(damping: Any, auto: bool) -> Damping:
         return float(damping)
     except (TypeError, ValueError):
         wanted = "a number or 'auto'" if auto else "a number"
-        mend = " The rule 'auto' is GaussNewton's alone." if damping == "auto" else ""
+        mend = " There is no rule 'auto' for this curvature." if damping == "auto" else ""
         raise UsageError(f"damping must be {wanted}, got {damping!r}.{mend}") from None
 
 

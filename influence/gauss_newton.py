@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import UsageError
 from .blas import product
 from .damped import SINGLE_CONDITION, Cholesky, check_residual, cholesky, largest_eigenvalue
-from .damping import Damping, checked, each, single
+from .damping import AUTO_SHARE, Damping, checked, each, single
 from .errors import SolveError
 from .factors import KINDS, Rows, make_factor
 from .gram import Precision, cross_gram
@@ -32,7 +32,6 @@ from .solve import Eigen, Inversion
 from .spectrum import Spectrum
 from .work import ANY, Work
 
-AUTO_SHARE = 300  # damping="auto" is the largest eigenvalue over this, or the weight decay when that is larger
 SOLVE_BYTES = 2**28  # of right-hand sides in flight
 LeaveOneOut = bool | Literal["loss"]
 
@@ -175,8 +174,8 @@ class GaussNewton:
         given = single(self.damping)
         whole = given == 0 or self.rcond is not None
         eigen = base.eigen(vectors=whole)
-        decay = base.rows.side.problem.weight_decay
-        damping = automatic(decay, base.lambda_max) if given == "auto" else float(given)
+        auto = max(base.rows.side.problem.weight_decay or 0.0, base.lambda_max / AUTO_SHARE)
+        damping = auto if given == "auto" else float(given)
         rule = Inversion(damping=damping, rcond=self.rcond)
         if whole:
             return NewtonState(base, rule, eigen, None, base.factor.weights)
@@ -323,19 +322,6 @@ class GaussNewton:
         if state.error is not None:
             said.append(state.error.sentence())
         return said
-
-
-def automatic(weight_decay: float | None, lambda_max: float) -> float:
-    """What damping="auto" comes to.
-
-    Args:
-        weight_decay: L2 penalty of the training run, when known.
-        lambda_max: Largest eigenvalue of the curvature.
-
-    Returns:
-        The damping, in the unit of the curvature.
-    """
-    return max(weight_decay or 0.0, lambda_max / AUTO_SHARE)
 
 
 def apply_inverse(state: NewtonState, M: Float[Tensor, "size b"]) -> Float[Tensor, "size b"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import in_units, product
-from .damping import checked, each, single
+from .damping import AUTO_SHARE, Damping, checked, each, single
 from .factors import make_factor
 from .head_features import row_space
-from .head_hessian import softmax_hessian
-from .head_inverse import Factored, Inverse, invert
+from .head_hessian import SoftmaxHessian, softmax_hessian
+from .head_inverse import Factored, Inverse, extreme, invert
 from .head_leverage import corrected
 from .interaction import Interaction, Primal
 from .moved import moved_losses
@@ -27,6 +27,7 @@ from .spectrum import Spectrum
 from .work import ANY, Work
 
 MOVED_BYTES = 2**26  # of moved logits at once
+Rule = Inversion | Callable[[SoftmaxHessian], Inversion]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +75,10 @@ class LinearHead:
 
     unit: ClassVar[str] = "nats per unit weight"
 
-    damping: float | Sequence[float] = 0.0
-    """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with. Of a list
-    `attribute` gives the scores of every entry, the first as the main ones."""
+    damping: Damping | Sequence[Damping] = 0.0
+    """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with. "auto": the
+    weight decay, which is that penalty, or a 300th of the largest eigenvalue where none is known. Of a list `attribute` gives the
+    scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
     leave_one_out: bool | Literal["loss"] = False
@@ -86,9 +88,10 @@ class LinearHead:
     def __post_init__(self) -> None:
         if self.leave_one_out not in (False, True, "loss"):
             raise UsageError(f"leave_one_out must be False, True or 'loss', got {self.leave_one_out!r}.")
-        object.__setattr__(self, "damping", checked(self.damping))
+        object.__setattr__(self, "damping", checked(self.damping, auto=True))
         for damping in each(self.damping):
-            Inversion(damping=damping, rcond=self.rcond)
+            if not isinstance(damping, str):
+                Inversion(damping=damping, rcond=self.rcond)
             if self.leave_one_out and damping == 0:
                 raise UsageError(
                     "The leave-one-out correction needs damping > 0, the L2 penalty of the objective; got 0."
@@ -125,7 +128,8 @@ class LinearHead:
         if train.problem.loss is not None:
             raise UsageError("LinearHead is the closed form of cross-entropy; with another loss use Hessian().")
         phi, dtype = augmented(train, slice(0, len(train))), train.problem.dtype
-        state = fit_head(phi, train.logits, train.residual, self._rule(), dtype, self.leave_one_out, like)
+        rule = self._rule(train.problem.weight_decay)
+        state = fit_head(phi, train.logits, train.residual, rule, dtype, self.leave_one_out, like)
         return self._corrected(state)
 
     def solve(self, state: HeadState, queries: Side, rows: slice) -> Float[Tensor, "b D"]:
@@ -245,8 +249,13 @@ class LinearHead:
             moves = state.inverse.solve(G, state.r).flatten(0, 1)
         return replace(state, weights=weights, leverage=leverage, moves=moves)
 
-    def _rule(self) -> Inversion:
-        return Inversion(damping=single(self.damping), rcond=self.rcond)
+    def _rule(self, weight_decay: float | None) -> Rule:
+        given = single(self.damping)
+        if given != "auto":
+            return Inversion(damping=given, rcond=self.rcond)
+        if weight_decay:
+            return Inversion(damping=weight_decay, rcond=self.rcond)
+        return lambda hessian: Inversion(damping=extreme(hessian) / AUTO_SHARE, rcond=self.rcond)
 
 
 def augmented(side: Side, rows: slice) -> Float[Tensor, "b A"]:
@@ -270,7 +279,7 @@ def fit_head(
     phi: Float[Tensor, "n A"],
     logits: Float[Tensor, "n C"],
     residual: Float[Tensor, "n C"],
-    rule: Inversion,
+    rule: Rule,
     dtype: torch.dtype,
     exact: bool | str = False,
     like: HeadState | None = None,
@@ -281,7 +290,7 @@ def fit_head(
         phi: Augmented features of the train set.
         logits: What the head makes of them.
         residual: Gradients of the losses in the logits.
-        rule: Damping and cutoff.
+        rule: Damping and cutoff, or what makes them from the Hessian.
         dtype: What the features were computed in.
         exact: Factor in float64 whatever that is.
         like: The same at another damping, whose features and eigenvalues are taken over.
@@ -293,11 +302,13 @@ def fit_head(
     eps = max(torch.finfo(torch.float64).eps, torch.finfo(dtype).eps ** 2)
     factor = torch.float64 if exact else dtype
     if like is not None:
+        rule = rule if isinstance(rule, Inversion) else rule(like.inverse.hessian)
         inverse = invert(like.inverse.hessian, rule, eps, factor, like.inverse)
         return replace(like, inverse=inverse, weights=None, leverage=None, moves=None)
     V = row_space(phi)
     psi = phi if V is None else product(phi, V)
     hessian = softmax_hessian(logits, psi)
+    rule = rule if isinstance(rule, Inversion) else rule(hessian)
     return HeadState(invert(hessian, rule, eps, factor), residual[:, hessian.keep], V)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .blas import in_units, product
-from .damped import largest_eigenvalue
+from .damped import STEPS, largest_eigenvalue
 from .head_hessian import SoftmaxHessian
 from .solve import Eigen, Inversion, eigendecompose
 from .spectrum import Spectrum
@@ -213,6 +213,27 @@ def invert(
     return Spectral(hessian, eigendecompose(hessian.dense_in_contrasts(hessian.assemble()), eps), rule)
 
 
+def extreme(hessian: SoftmaxHessian, steps: int = STEPS) -> float:
+    """The largest eigenvalue; of a large matrix by a few steps of Lanczos.
+
+    Args:
+        hessian: Any size.
+        steps: Applications to a block of vectors, at most.
+
+    Returns:
+        The eigenvalue, or a lower bound that is close where it stands apart.
+    """
+    if hessian.size <= SPECTRUM_LIMIT:
+        dense = hessian.dense_in_contrasts(hessian.assemble())
+        return float(eigendecompose(dense, torch.finfo(torch.float64).eps, vectors=False).lam[0])
+    back, shape = torch.linalg.inv(hessian.to_contrasts), (hessian.c, hessian.psi.shape[1], -1)
+
+    def forward(X: Tensor) -> Tensor:
+        return _mix(hessian.apply(_mix(X.view(shape), back)), back.T).flatten(0, 1)
+
+    return largest_eigenvalue(forward, hessian.size, hessian.psi.device, steps=steps)
+
+
 def _invert_small(hessian: SoftmaxHessian, rule: Inversion, eps: float, like: Inverse | None = None) -> Inverse:
     known = like.undamped if isinstance(like, Factored) else None
     undamped = hessian.assemble() if known is None else known
@@ -234,16 +255,12 @@ def _invert_large(hessian: SoftmaxHessian, rule: Inversion, eps: float, dtype: t
     if not tiles.factor_():
         return None
     Q = hessian.to_contrasts
-    back = torch.linalg.inv(Q)
-
-    def forward(X: Tensor) -> Tensor:
-        return _mix(hessian.apply(_mix(X, back)), back.T)
 
     def backward(X: Tensor) -> Tensor:
         return _mix(_once(tiles, _mix(X, Q.T)), Q)
 
     size, device, shape = hessian.size, hessian.psi.device, (hessian.c, hessian.psi.shape[1], -1)
-    lambda_max = largest_eigenvalue(lambda X: forward(X.view(shape)).flatten(0, 1), size, device, steps=3)
+    lambda_max = extreme(hessian, steps=3)
     lowest = 1 / largest_eigenvalue(lambda X: backward(X.view(shape)).flatten(0, 1), size, device, steps=2)
     lambda_min = max(0.0, lowest - rule.damping)
     cutoff = rule.cutoff(lambda_max, hessian.size, eps)

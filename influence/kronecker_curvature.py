@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import product
-from .damping import Damping, checked, each, single
+from .damping import AUTO_SHARE, Damping, checked, each, single
 from .factors import KINDS, Rows, make_factor
-from .gauss_newton import AUTO_SHARE
 from .kronecker import KroneckerMatrix, Others
 from .kronecker_fit import Kind, fit_kronecker
 from .side import Side

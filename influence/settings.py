@@ -29,9 +29,9 @@ class AttributeSettings:
     gradient-cosine."""
 
     damping: tuple[float | Literal["auto"], ...] = ()
-    """Added to every eigenvalue of the mean curvature; auto is gauss-newton's rule: the weight decay or a 300th of the largest
-    eigenvalue, whichever is more. Of several the first makes the main scores, the others stand beside them (damping=0.01). Not
-    given: auto for gauss-newton, 0 otherwise."""
+    """Added to every eigenvalue of the mean curvature; auto is the weight decay or a 300th of the largest eigenvalue, whichever
+    is more, and for linear-head the weight decay wherever there is one. Of several the first makes the main scores, the others
+    stand beside them (damping=0.01). Not given: 0 for linear-head and hessian, auto otherwise."""
 
     rows: str = "logits"
     """Factor of gauss-newton: logits (exact), margin, trak, label or sampled."""
@@ -119,8 +119,10 @@ class AttributeSettings:
                 raise UsageError(f"damping is {damping}; give finite numbers >= 0, or auto.")
             if damping in self.damping[:i]:
                 raise UsageError(f"damping names {damping} twice; give each value once.")
-        if "auto" in self.damping and self.curvature not in ("gauss-newton", "auto"):
-            raise UsageError(f"The damping auto is gauss-newton's rule; give {self.curvature} numbers.")
+        if "auto" in self.damping and self.curvature == "hessian":
+            raise UsageError(
+                "There is no rule auto for the damping of a hessian, which may be indefinite; give numbers."
+            )
 
     def decisive(self) -> dict[str, Any]:
         """What decides the scores.

@@ -111,11 +111,10 @@ def test_stores_of_other_lists_are_refused(tmp_path):
         (lambda: Hessian(damping=[1.0, float("nan")]), "finite number >= 0, got nan"),
         (lambda: GaussNewton(damping=[1.0, float("inf")]), "finite number >= 0, got inf"),
         (lambda: LinearHead(damping=[]), "empty list"),
-        (lambda: LinearHead(damping=[1e-3, "auto"]), "must be a number, got 'auto'.*GaussNewton's alone"),
-        (lambda: Hessian(damping="auto"), "must be a number, got 'auto'.*GaussNewton's alone"),
+        (lambda: Hessian(damping="auto"), "must be a number, got 'auto'.*no rule 'auto'"),
         (lambda: GaussNewton(damping=[0.1, "much"]), "must be a number or 'auto', got 'much'"),
         (lambda: GaussNewton(damping="0.1"), "must be a number or 'auto', got '0.1'"),
-        (lambda: LinearHead(damping=[None]), "must be a number, got None"),
+        (lambda: LinearHead(damping=[None]), "must be a number or 'auto', got None"),
         (lambda: GaussNewton(damping=[0.1, 0.0], leave_one_out=True), "needs damping > 0"),
     ],
 )

@@ -142,3 +142,18 @@ def test_a_deep_body_sees_only_its_head_analysed():
     with torch.no_grad():
         phi = model.eval()[0](X).numpy()
     assert_allclose(got.train.features, phi, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 0.0, None])
+def test_the_automatic_damping_is_the_weight_decay_and_else_follows_the_spectrum(decay):
+    problem = BY_NAME["fitted"].build()
+
+    def scores(damping):
+        asked = {"parameters": "head", "curvature": LinearHead(damping=damping), "weight_decay": decay}
+        return attribute(problem.model, problem.train, problem.queries, **asked)
+
+    auto = scores("auto")
+    wanted = decay or auto.spectrum.lambda_max / 300
+    assert auto.spectrum.damping == pytest.approx(wanted, rel=1e-6)
+    assert_allclose(auto.matrix, scores(auto.spectrum.damping).matrix, rtol=1e-9)
+    assert auto.meta["curvature"]["damping"] == "auto"
