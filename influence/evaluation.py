@@ -292,7 +292,7 @@ def require_parts(count: int, lost: int, resamples: int) -> None:
 
 def _ceiling(truth: Truth, output: Output) -> tuple[float, float]:
     """Mean Spearman correlation between trainings of the same parts; and what their mean allows, by Spearman and Brown."""
-    if truth.meta.get("exact"):
+    if truth.exact:
         return 1.0, 1.0
     values, good = truth.values(output), ~truth.diverged
     repeats = truth.seed.shape[1]

@@ -202,7 +202,7 @@ def _ranks(values: Float[Array, "k m"]) -> Float[Array, "k m"]:
 
 def _between_repeats(truth: Truth, change: Float[Array, "k r m"], good: Bool[NDArray[np.bool_], "k r"]) -> float:
     """Pearson correlation of the changes, averaged over pairs of repeats."""
-    if truth.meta.get("exact"):
+    if truth.exact:
         return 1.0
     found = []
     for a, b in pairs(change.shape[1]):

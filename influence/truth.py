@@ -53,6 +53,12 @@ class Truth:
         return np.asarray(~np.isfinite(self.loss).all(axis=2))
 
     @property
+    def exact(self) -> bool:
+        """Whether every training reached the optimum of a convex problem, so that another seed would change nothing."""
+        trainer = self.meta.get("trainer")
+        return bool(self.meta.get("exact") or (isinstance(trainer, Mapping) and trainer.get("exact")))
+
+    @property
     def is_whole(self) -> Bool[NDArray[np.bool_], " J"]:
         """Parts that lack nothing: what the others are compared with."""
         return np.asarray(self.kept.all(axis=1))

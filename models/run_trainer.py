@@ -100,6 +100,7 @@ class RunTrainer:
         return {
             "trainer": "run",
             "recipe": dict(self._info["decisive"]),
+            "exact": self.exact,
             "refit": f"convex to {TOLERANCE:.0e}" if self.exact else "recipe",
             "train_sha256": joined([str(i) for i in self.train_index], self.train_labels),
             "queries_sha256": joined([str(i) for i in self.query_index], self.query_labels),
