@@ -24,7 +24,6 @@ from .walk import stage_name
 from .work import ANY, Work
 
 SIGN = "+ g_query^T H^+ g_train; positive = helpful: removing the example raises the query's loss by about score / n"
-DOT_SIGN = "+ g_query^T g_train; positive = helpful: a gradient step on the example lowers the query's loss"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +118,7 @@ class Fitted:
             "curvature": curvature.settings(),
             "query_label": self.variant.query_label,
             "unit": curvature.unit,
-            "sign": getattr(curvature, "sign", DOT_SIGN if self.spectrum is None else SIGN),
+            "sign": getattr(curvature, "sign", SIGN),
             **self.prepared.facts,
             "warnings": [*told, *curvature.warnings(self.state)],
         }

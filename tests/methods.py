@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -152,6 +153,22 @@ def _half_way(case: Case, ask: Parts) -> np.ndarray:
     return 2.0 * reference.dots(reference.gradients(problem, *ask.asked), reference.gradients(problem, *problem.train))
 
 
+def _on_the_way(problem: Problem) -> Problem:
+    """The problem where the analysed weights are half of what they are."""
+    problem = replace(problem, model=copy.deepcopy(problem.model))
+    with torch.no_grad():
+        for name, value in problem.model.named_parameters():
+            if name in problem.names:
+                value *= 0.5
+    return problem
+
+
+def _half_way(case: Case, ask: Parts) -> np.ndarray:
+    """Two checkpoints of rates 0.5 and 1.5 at the same half weights."""
+    problem = _on_the_way(ask.problem)
+    return 2.0 * reference.dots(reference.gradients(problem, *ask.asked), reference.gradients(problem, *problem.train))
+
+
 METHODS = (
     Method(
         name="LinearHead",
@@ -213,6 +230,11 @@ METHODS = (
         name="GradientDot-cosine",
         build=lambda case: GradientDot(cosine=True),
         truth=lambda case, ask: reference.cosines(ask.G_query, ask.G_train),
+    ),
+    Method(
+        name="GradientDot-checkpoints",
+        build=lambda case: GradientDot(checkpoints=[_on_the_way(case.build()).model.state_dict()] * 2, rates=[0.5, 1.5]),
+        truth=_half_way,
     ),
     Method(
         name="GradientDot-checkpoints",

@@ -49,9 +49,8 @@ class TestNumbers:
     @EACH_METHOD
     def test_another_seed_is_another_problem_with_the_same_answer(self, method, case):
         problem = case.build(seed=5)
-        got = attribute(problem, method, case).matrix
         other = cases.Case(name=f"{case.name}-again", make=lambda g: problem, head=case.head, damping=case.damping)
-        assert_scores(got, truth(method, other), EXACT)
+        assert_scores(attribute(problem, method, other).matrix, truth(method, other), EXACT)
 
     @EACH_METHOD
     def test_wider_type_than_the_models_is_honoured(self, method, case):
@@ -208,10 +207,12 @@ class TestManners:
         assert scores.meta["curvature"]["name"] == type(method.build(case)).__name__
         assert scores.meta["query_label"] == "true"
         assert scores.meta["weight_decay"] == pytest.approx(0.25)
-        dot = method.name.startswith("GradientDot")  # no curvature, so no loss that rises by score / n
-        assert scores.meta["sign"].startswith(f"+ g_query^T {'' if dot else 'H^+ '}g_train; positive = helpful")
-        assert ("score / n" in scores.meta["sign"]) == (not dot)
-        assert (scores.meta["unit"] == "nats per unit weight") == (not dot)
+        dot = method.name.startswith("GradientDot")  # no curvature
+        along = dot and "checkpoints" in scores.meta["curvature"]  # without them no loss that rises by score / n
+        product = "sum over checkpoints of rate g_query^T " if along else "g_query^T " if dot else "g_query^T H^+ "
+        assert scores.meta["sign"].startswith(f"+ {product}g_train; positive = helpful")
+        assert ("score / n" in scores.meta["sign"]) == (along or not dot)
+        assert (scores.meta["unit"] == "nats per unit weight") == (along or not dot)
         assert (scores.spectrum is None) == dot
 
 
