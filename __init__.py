@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
     from .influence.kfac import KFAC
+    from .influence.lanczos import Lanczos
+    from .influence.nystroem import Nystroem
+    from .influence.projected import Projected
     from .influence.recording import Recording
     from .influence.removal import loo
     from .influence.scores import Scores
@@ -61,6 +64,9 @@ _HOME = {
     "GradientDot": ".influence.gradient_dot",
     "KFAC": ".influence.kfac",
     "EKFAC": ".influence.ekfac",
+    "Nystroem": ".influence.nystroem",
+    "Lanczos": ".influence.lanczos",
+    "Projected": ".influence.projected",
     "Unrolled": ".influence.unrolled",
     "Recording": ".influence.recording",
     "lds": ".influence.evaluation",
@@ -96,6 +102,9 @@ __all__ = [
     "GradientDot",
     "KFAC",
     "EKFAC",
+    "Nystroem",
+    "Lanczos",
+    "Projected",
     # the training itself
     "Unrolled",
     "Recording",

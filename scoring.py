@@ -378,6 +378,7 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
+    from .influence.settings import LOW_RANK
 
     name = settings.curvature
     if name == "auto":
@@ -403,7 +404,27 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
             absolute=settings.absolute,
             negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion
         )
+    if name in LOW_RANK or name == "projected":
+        return _approximate(name, settings)
     return GradientDot(cosine=name == "gradient-cosine")
+
+
+def _approximate(name: str, settings: AttributeSettings) -> Curvature[Any]:
+    """The curvatures of low rank, and that of projected rows."""
+    from .influence.lanczos import Lanczos
+    from .influence.nystroem import Nystroem
+    from .influence.projected import Projected
+
+    damping: Any = settings.damping or "auto"
+    if name == "nystroem":
+        return Nystroem(rank=settings.rank, damping=damping)
+    if name == "lanczos":
+        return Lanczos(rank=settings.rank, damping=damping)
+    if name == "lanczos-hessian":
+        negative: Any = settings.negative  # checked by Inversion
+        return Lanczos(rank=settings.rank, damping=damping, curvature="hessian", negative=negative)
+    rows: Any = settings.rows  # checked by the settings
+    return Projected(rows=rows, width=settings.width, damping=damping)
 
 
 def store_of(run: Path) -> Path:

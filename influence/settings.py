@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 from .. import UsageError
 
-CURVATURES = ("auto", "linear-head", "gauss-newton", "hessian", "gradient-dot", "gradient-cosine")
+LOW_RANK = ("nystroem", "lanczos", "lanczos-hessian")
+CURVATURES = (
+    "auto",
+    "linear-head",
+    "gauss-newton",
+    "hessian",
+    *LOW_RANK,
+    "projected",
+    "gradient-dot",
+    "gradient-cosine",
+)
+OWNED = {"rank": LOW_RANK, "width": ("projected",)}
+"""Options of some curvatures alone: they decide nothing for others, and their defaults are no part of what those are told by."""
 ROWS = ("logits", "margin", "trak", "label", "sampled")
 LEAVE_ONE_OUT = ("score", "loss")
 ALSO = ("damped", "predicted", "block")
@@ -25,8 +37,8 @@ class AttributeSettings:
     """head (the last linear layer), blocks:K (the last K residual blocks and the head), all, or names separated by commas."""
 
     curvature: str = "auto"
-    """auto (linear-head for the head, gauss-newton otherwise), linear-head, gauss-newton, hessian, gradient-dot or
-    gradient-cosine."""
+    """auto (linear-head for the head, gauss-newton otherwise), linear-head, gauss-newton, hessian, nystroem, lanczos,
+    lanczos-hessian, projected, gradient-dot or gradient-cosine."""
 
     damping: tuple[float | Literal["auto"], ...] = ()
     """Added to every eigenvalue of the mean curvature; auto is the weight decay or a 300th of the largest eigenvalue, whichever
@@ -34,7 +46,13 @@ class AttributeSettings:
     stand beside them (damping=0.01). Not given: 0 for linear-head and hessian, auto otherwise."""
 
     rows: str = "logits"
-    """Factor of gauss-newton: logits (exact), margin, trak, label or sampled."""
+    """Factor of gauss-newton and projected: logits (exact), margin, trak, label, or sampled (gauss-newton alone)."""
+
+    rank: int = 100
+    """Eigenvectors of nystroem, lanczos and lanczos-hessian."""
+
+    width: int = 2048
+    """Columns of the random matrix of projected."""
 
     leave_one_out: str | None = field(default=None, metadata={"switch": "score"})
     """Correct linear-head's or gauss-newton's scores for the leverage of the example that is removed: score (one Newton step), or
@@ -47,7 +65,7 @@ class AttributeSettings:
     """Cutoff in the unit of the curvature, instead of a relative one; hessian only."""
 
     negative: str = "invert"
-    """What to do with negative eigenvalues beyond the cutoff: invert or drop; hessian only."""
+    """What to do with negative eigenvalues beyond the cutoff: invert or drop; hessian and lanczos-hessian only."""
 
     query_label: str = "true"
     """Label that a query's loss is taken at: true or predicted."""
@@ -90,8 +108,10 @@ class AttributeSettings:
         for name in self.also:
             if name not in ALSO:
                 raise UsageError(f"also names {name!r}; choose among {', '.join(ALSO)}.")
-        if self.curvature not in ("gauss-newton", "auto") and self.rows != "logits":
-            raise UsageError(f"rows belong to gauss-newton; the curvature here is {self.curvature}.")
+        if self.curvature not in ("gauss-newton", "projected", "auto") and self.rows != "logits":
+            raise UsageError(f"rows belong to gauss-newton and projected; the curvature here is {self.curvature}.")
+        if self.curvature == "projected" and self.rows == "sampled":
+            raise UsageError("rows sampled belong to gauss-newton; of projected choose logits, margin, trak or label.")
         if self.curvature not in ("gauss-newton", "auto") and self.precision != "float32":
             raise UsageError(
                 f"precision {self.precision} belongs to gauss-newton; the curvature here is {self.curvature}."
@@ -100,8 +120,11 @@ class AttributeSettings:
             raise UsageError(
                 f"leave_one_out belongs to linear-head and gauss-newton; the curvature here is {self.curvature}."
             )
-        if self.curvature not in ("hessian", "auto") and (self.absolute is not None or self.negative != "invert"):
+        signed = ("hessian", "auto") if self.absolute is not None else ("hessian", "lanczos-hessian", "auto")
+        if self.curvature not in signed and (self.absolute is not None or self.negative != "invert"):
             raise UsageError(f"absolute and negative belong to the hessian; the curvature here is {self.curvature}.")
+        if self.curvature in (*LOW_RANK, "projected") and self.rcond is not None:
+            raise UsageError(f"{self.curvature} has no cutoff; leave out rcond, and damp it.")
         if self.curvature.startswith("gradient") and (
             any(self.damping) or self.rcond is not None or "damped" in self.also
         ):
@@ -111,7 +134,18 @@ class AttributeSettings:
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
         memory_bytes(self.memory)
+        self._check_owned()
         self._check_damping()
+
+    def _check_owned(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, owners in OWNED.items():
+            value = getattr(self, name)
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}.")
+            # beside the block's scores, which are gauss-newton's, an option is meant for the others
+            if value != defaults[name] and self.curvature not in owners and "block" not in self.also:
+                raise UsageError(f"{name} belongs to {', '.join(owners)}; the curvature here is {self.curvature}.")
 
     def _check_damping(self) -> None:
         for i, damping in enumerate(self.damping):
@@ -128,11 +162,13 @@ class AttributeSettings:
         """What decides the scores.
 
         Returns:
-            Every setting but those that change no number, ready for JSON; a single damping is a number.
+            Every setting but those that change no number, and those of other curvatures, ready for JSON; a single damping is a
+            number.
         """
         damping = self.damping if len(self.damping) > 1 else next(iter(self.damping), None)
         told = {**asdict(self), "damping": damping, "leave_one_out": self.leave_one_out or False}
-        return {name: value for name, value in told.items() if name not in ("device", "batch_size", "memory")}
+        idle = ["device", "batch_size", "memory", *(n for n, owners in OWNED.items() if self.curvature not in owners)]
+        return {name: value for name, value in told.items() if name not in idle}
 
     @classmethod
     def of_decisive(cls, told: Mapping[str, Any]) -> AttributeSettings:

@@ -149,7 +149,7 @@ def test_settings_become_a_curvature(case, settings, curvature):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"rows": "margin"}, "rows belong to gauss-newton; the curvature here is linear-head"),
+        ({"rows": "margin"}, "rows belong to gauss-newton and projected; the curvature here is linear-head"),
         ({"absolute": 1e-3}, "belong to the hessian; the curvature here is linear-head"),
     ],
 )

@@ -20,6 +20,14 @@ from upweight.influence.settings import AttributeSettings, memory_bytes
         ({"leave_one_out": "yes"}, "leave_one_out is 'yes'; choose one of score, loss"),
         ({"leave_one_out": "score", "curvature": "hessian"}, "belongs to linear-head and gauss-newton"),
         ({"rows": "margin", "curvature": "linear-head"}, "rows belong to gauss-newton"),
+        ({"rank": 7}, "rank belongs to nystroem, lanczos, lanczos-hessian; the curvature here is auto"),
+        ({"width": 7, "curvature": "nystroem"}, "width belongs to projected; the curvature here is nystroem"),
+        ({"rank": 0, "curvature": "lanczos"}, "rank must be at least 1, got 0"),
+        ({"rows": "sampled", "curvature": "projected"}, "of projected choose logits, margin, trak or label"),
+        ({"rows": "trak", "curvature": "nystroem"}, "rows belong to gauss-newton and projected"),
+        ({"rcond": 0.1, "curvature": "lanczos"}, "lanczos has no cutoff"),
+        ({"absolute": 0.1, "curvature": "lanczos-hessian"}, "absolute and negative belong to the hessian"),
+        ({"negative": "drop", "curvature": "lanczos"}, "absolute and negative belong to the hessian"),
         ({"precision": "bf16", "curvature": "hessian"}, "precision bf16 belongs to gauss-newton"),
         ({"precision": "fp8"}, "precision is .fp8.; choose one of float32, tf32, bf16"),
         ({"memory": "plenty"}, "memory is 'plenty'; give bytes, or a size such as 8GB or 512MiB"),
@@ -28,6 +36,17 @@ from upweight.influence.settings import AttributeSettings, memory_bytes
 def test_what_does_not_fit_is_refused(settings, sentence):
     with pytest.raises(UsageError, match=sentence):
         AttributeSettings(**settings)
+
+
+def test_options_of_other_curvatures_decide_nothing():
+    """Else scores that were made before an option was known would count as made under other settings."""
+    assert not {"rank", "width"} & set(AttributeSettings().decisive())
+    told = AttributeSettings(curvature="nystroem", rank=7).decisive()
+    assert told["rank"] == 7 and "width" not in told
+    assert AttributeSettings.of_decisive(told) == AttributeSettings(curvature="nystroem", rank=7)
+    assert AttributeSettings(curvature="lanczos", damping=("auto", 0.1)).damping == ("auto", 0.1)
+    assert AttributeSettings(curvature="lanczos-hessian", negative="drop").negative == "drop"
+    assert AttributeSettings(also=("block",), curvature="linear-head", rank=7).rank == 7
 
 
 @pytest.mark.parametrize(
