@@ -6,53 +6,30 @@ import pickle
 
 import numpy as np
 import pytest
+import small_runs
 import torch
+from small_runs import N, recipe
 from torch import nn
 from torch.nn import functional
 from upweight import UsageError
 from upweight.models.checkpoints import load_model, save_model
-from upweight.models.data import load_data
 from upweight.models.determinism import require_deterministic, unsteady_layer
 from upweight.models.device import derive_seed
 from upweight.models.errors import CheckpointError, DataError, NonDeterministicError, TrainingError
 from upweight.models.finetune import fine_tune, network_to_train
 from upweight.models.refit import OwnTrainer, equal_inputs, refit_seed
 from upweight.models.run_trainer import RunTrainer
-from upweight.models.settings import DataSettings, FineTuneSettings
 from upweight.models.training import batch_order
-from upweight.models.zoo import build
-
-N = 14
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A wide residual network of three blocks whose batch-norm layers are not those it was born with."""
-    torch.manual_seed(0)
-    model = build("wrn_10_1", num_classes=3, mean=(0.5,) * 3, std=(0.3,) * 3, input_shape=(3, 8, 8)).train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(16, 3, 8, 8))
-    path = tmp_path_factory.mktemp("source") / "wide.safetensors"
-    save_model(path, model, {})
-    return load_model(path)
-
-
-def images(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), np.uint8)
+    return small_runs.source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    path = tmp_path_factory.mktemp("target") / "few.npz"
-    x, x_test = images(N), images(9, seed=1)
-    np.savez(path, x=x, y=np.arange(N) % 2, x_test=x_test, y_test=np.arange(9) % 2)
-    return load_data(DataSettings(data=str(path)), (3, 8, 8))
-
-
-def recipe(**changes):
-    plain = {"k": 1, "n": N, "epochs": 2, "batch_size": 5, "learning_rate": 0.05, "seed": 3, "device": "cpu"}
-    return FineTuneSettings(**(plain | changes))
+    return small_runs.target(tmp_path_factory.mktemp("target"))
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +170,7 @@ def test_a_source_that_changed_is_refused(source, target, tmp_path):
 
 
 def test_test_images_that_are_train_images_are_found(source, tmp_path):
-    x, x_test = images(N), images(6, seed=1)
-    x_test[4] = x[9]
-    np.savez(tmp_path / "few.npz", x=x, y=np.arange(N) % 2, x_test=x_test, y_test=np.arange(6) % 2)
-    data = load_data(DataSettings(data=str(tmp_path / "few.npz")), (3, 8, 8))
-    fine_tune(source, data, recipe(), tmp_path / "run")
+    fine_tune(source, small_runs.target(tmp_path, shared=[(4, 9)]), recipe(), tmp_path / "run")
     assert RunTrainer(tmp_path / "run").shared() == [(4, 9)]
 
 
