@@ -138,13 +138,19 @@ def _top(H: np.ndarray, rank: int, damping: float) -> np.ndarray:
 
 
 def _on_the_way(problem: Problem) -> Problem:
-    """The problem where the analysed weights are half of what they are."""
+    """The problem where the analysed weights are half of what they are, rounded to single precision."""
     problem = replace(problem, model=copy.deepcopy(problem.model))
     with torch.no_grad():
         for name, value in problem.model.named_parameters():
             if name in problem.names:
-                value *= 0.5
+                value.copy_((0.5 * value).float())
     return problem
+
+
+def _checkpoint(case: Case) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():  # new layers draw from torch's own generator
+        problem = _on_the_way(case.build())
+    return {name: value for name, value in problem.model.state_dict().items() if name in problem.names}
 
 
 def _half_way(case: Case, ask: Parts) -> np.ndarray:
@@ -154,13 +160,19 @@ def _half_way(case: Case, ask: Parts) -> np.ndarray:
 
 
 def _on_the_way(problem: Problem) -> Problem:
-    """The problem where the analysed weights are half of what they are."""
+    """The problem where the analysed weights are half of what they are, rounded to single precision."""
     problem = replace(problem, model=copy.deepcopy(problem.model))
     with torch.no_grad():
         for name, value in problem.model.named_parameters():
             if name in problem.names:
-                value *= 0.5
+                value.copy_((0.5 * value).float())
     return problem
+
+
+def _checkpoint(case: Case) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():  # new layers draw from torch's own generator
+        problem = _on_the_way(case.build())
+    return {name: value for name, value in problem.model.state_dict().items() if name in problem.names}
 
 
 def _half_way(case: Case, ask: Parts) -> np.ndarray:
@@ -233,12 +245,12 @@ METHODS = (
     ),
     Method(
         name="GradientDot-checkpoints",
-        build=lambda case: GradientDot(checkpoints=[_on_the_way(case.build()).model.state_dict()] * 2, rates=[0.5, 1.5]),
+        build=lambda case: GradientDot(checkpoints=[_checkpoint(case)] * 2, rates=[0.5, 1.5]),
         truth=_half_way,
     ),
     Method(
         name="GradientDot-checkpoints",
-        build=lambda case: GradientDot(checkpoints=[_on_the_way(case.build()).model.state_dict()] * 2, rates=[0.5, 1.5]),
+        build=lambda case: GradientDot(checkpoints=[_checkpoint(case)] * 2, rates=[0.5, 1.5]),
         truth=_half_way,
     ),
     Method(name="GaussNewton", build=lambda case: GaussNewton(), truth=_automatic, main=False),
