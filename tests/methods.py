@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -159,28 +158,6 @@ def _half_way(case: Case, ask: Parts) -> np.ndarray:
     return 2.0 * reference.dots(reference.gradients(problem, *ask.asked), reference.gradients(problem, *problem.train))
 
 
-def _on_the_way(problem: Problem) -> Problem:
-    """The problem where the analysed weights are half of what they are, rounded to single precision."""
-    problem = replace(problem, model=copy.deepcopy(problem.model))
-    with torch.no_grad():
-        for name, value in problem.model.named_parameters():
-            if name in problem.names:
-                value.copy_((0.5 * value).float())
-    return problem
-
-
-def _checkpoint(case: Case) -> dict[str, torch.Tensor]:
-    with torch.random.fork_rng():  # new layers draw from torch's own generator
-        problem = _on_the_way(case.build())
-    return {name: value for name, value in problem.model.state_dict().items() if name in problem.names}
-
-
-def _half_way(case: Case, ask: Parts) -> np.ndarray:
-    """Two checkpoints of rates 0.5 and 1.5 at the same half weights."""
-    problem = _on_the_way(ask.problem)
-    return 2.0 * reference.dots(reference.gradients(problem, *ask.asked), reference.gradients(problem, *problem.train))
-
-
 METHODS = (
     Method(
         name="LinearHead",
@@ -242,11 +219,6 @@ METHODS = (
         name="GradientDot-cosine",
         build=lambda case: GradientDot(cosine=True),
         truth=lambda case, ask: reference.cosines(ask.G_query, ask.G_train),
-    ),
-    Method(
-        name="GradientDot-checkpoints",
-        build=lambda case: GradientDot(checkpoints=[_checkpoint(case)] * 2, rates=[0.5, 1.5]),
-        truth=_half_way,
     ),
     Method(
         name="GradientDot-checkpoints",
