@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cache.errors import StoreError, StoreMismatch
     from .cache.truth import open_truth
     from .dry_run import estimate
+    from .influence.conjugate_gradient import ConjugateGradient
     from .influence.ekfac import EKFAC
     from .influence.errors import ShapeError, SolveError
     from .influence.estimate import Estimate
@@ -67,6 +68,7 @@ _HOME = {
     "Nystroem": ".influence.nystroem",
     "Lanczos": ".influence.lanczos",
     "Projected": ".influence.projected",
+    "ConjugateGradient": ".influence.conjugate_gradient",
     "Unrolled": ".influence.unrolled",
     "Recording": ".influence.recording",
     "lds": ".influence.evaluation",
@@ -105,6 +107,7 @@ __all__ = [
     "Nystroem",
     "Lanczos",
     "Projected",
+    "ConjugateGradient",
     # the training itself
     "Unrolled",
     "Recording",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .errors import SolveError
 from .layers import Caught, Plan
 from .problem import Problem
-from .rowset import RowSet, catch_rows
+from .rowset import catch_rows
 from .side import Side
 
 Others = Literal["dense", "diagonal", "skip"]
@@ -86,8 +86,12 @@ class Block:
 class KroneckerMatrix:
     """An approximate mean curvature: diagonal in the bases of its blocks."""
 
-    rows: RowSet
-    """Of the train set, with what is read off which layer."""
+    side: Side
+    """The train set."""
+    plan: Plan
+    """What is read off which layer."""
+    step: int
+    """Examples in one pass of the network."""
     blocks: Sequence[Block]
     lam: Float[Tensor, " size"]
     """Eigenvalues, block after block, row after row; float64."""
@@ -118,12 +122,12 @@ class KroneckerMatrix:
         Returns:
             In the type that the problem computes in.
         """
-        if side is self.rows.side and self.kept is not None:
+        if side is self.side and self.kept is not None:
             return self.kept[rows]
         parts = []
-        for at in range(rows.start, rows.stop, self.rows.step):
-            part = slice(at, min(at + self.rows.step, rows.stop))
-            caught = catch_rows(side, self.rows.plan, part, side.residual[part][:, None, :], self.rows.step)
+        for at in range(rows.start, rows.stop, self.step):
+            part = slice(at, min(at + self.step, rows.stop))
+            caught = catch_rows(side, self.plan, part, side.residual[part][:, None, :], self.step)
             own = [block.gradients(U, D[:, 0]).flatten(1) for block, U, D in taken_apart(caught, self.blocks)]
             parts.append(torch.cat(own, dim=1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -134,10 +138,9 @@ class KroneckerMatrix:
         Args:
             budget: Bytes that a fit may take.
         """
-        side = self.rows.side
-        item = torch.finfo(working_type(side.problem)).bits // 8
-        if len(side) * self.size * item <= min(KEPT_BYTES, budget // 2):
-            self.kept = self.gradients(side, slice(0, len(side)))
+        item = torch.finfo(working_type(self.side.problem)).bits // 8
+        if len(self.side) * self.size * item <= min(KEPT_BYTES, budget // 2):
+            self.kept = self.gradients(self.side, slice(0, len(self.side)))
 
     def inverse(self, vectors: Float[Tensor, "k p"], damping: float) -> Float[Tensor, "k p"]:
         """(this + damping I)^-1 times vectors over all analysed parameters.
@@ -149,14 +152,14 @@ class KroneckerMatrix:
         Returns:
             The products; what has no part in the curvature is divided by the damping.
         """
-        out = vectors / damping
-        at = 0
+        dtype = working_type(self.side.problem)
+        X, at = vectors.to(dtype), 0
+        out = X / damping
         for block in self.blocks:
-            lam = self.lam[at : at + block.size].view(block.place.shape).to(vectors.dtype)
-            turned = block.turned(vectors[:, block.place]) / (lam + damping)
-            out[:, block.place] = block.turned(turned, back=True)
+            lam = self.lam[at : at + block.size].view(block.place.shape).to(dtype)
+            out[:, block.place] = block.turned(block.turned(X[:, block.place]) / (lam + damping), back=True)
             at += block.size
-        return out
+        return out.to(vectors.dtype)
 
 
 def working_type(problem: Problem) -> torch.dtype:
@@ -192,12 +195,12 @@ def taken_apart(caught: Caught, blocks: Sequence[Block]) -> Iterator[tuple[Block
             at += block.size
 
 
-def kronecker_plan(side: Side, others: Others) -> tuple[Plan, list[str]]:
+def kronecker_plan(side: Side, *, skip: bool) -> tuple[Plan, list[str]]:
     """What to read off which layer.
 
     Args:
         side: The train set, examined.
-        others: "skip": parameters of no linear map are left out.
+        skip: Leave out the parameters of no linear map.
 
     Returns:
         The plan, and the names of the parameters that it leaves out.
@@ -216,7 +219,7 @@ def kronecker_plan(side: Side, others: Others) -> tuple[Plan, list[str]]:
     owners = [owner(name) for name in other]
     other = tuple(sorted(other, key=lambda name: owners.index(owner(name))))  # side by side, layer by layer
     ways = dict.fromkeys(maps, "parts")
-    if others != "skip":
+    if not skip:
         return Plan(layers, other, ways), []  # type: ignore[arg-type]  # "parts" is a Way
     if not maps:
         raise SolveError(

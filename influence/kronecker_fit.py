@@ -31,14 +31,17 @@ Kind = Literal["kfac", "ekfac", "diagonal"]
 SQUARED_BYTES = 2**24  # of rows that are squared at once
 
 
-def fit_kronecker(train: Side, factor: Factor, kind: Kind, others: Others, work: Work) -> KroneckerMatrix:
+def fit_kronecker(
+    train: Side, factor: Factor, kind: Kind, others: Others | Literal["either"], work: Work
+) -> KroneckerMatrix:
     """Approximate the mean curvature of a train set, block by block.
 
     Args:
         train: The train set, examined.
         factor: Cotangents of the rows whose products make the curvature.
         kind: "kfac", "ekfac", or "diagonal": no bases, the exact diagonal.
-        others: What to do with parameters of no linear map: "dense", the exact block of each layer; "diagonal"; "skip".
+        others: What to do with parameters of no linear map: "dense", the exact block of each layer; "diagonal"; "skip"; or
+            "either", dense where a block is small enough.
         work: Memory, keeper of tiles, whom to tell.
 
     Returns:
@@ -47,10 +50,10 @@ def fit_kronecker(train: Side, factor: Factor, kind: Kind, others: Others, work:
     Raises:
         SolveError: A layer has too many parameters for what it is to have.
     """
-    plan, left_out = kronecker_plan(train, others)
+    plan, left_out = kronecker_plan(train, skip=others == "skip")
     blocks = layout(train.problem, plan)
     device = train.logits.device
-    if others == "dense" and kind != "diagonal":
+    if others == "dense":
         _check_dense(train, blocks)
     _check_memory(blocks, kind, work.room(device))
     rows = row_set(train, plan, factor.cotangents, work)
@@ -64,10 +67,8 @@ def fit_kronecker(train: Side, factor: Factor, kind: Kind, others: Others, work:
     if kind != "kfac":
         lams = _mean_squares(rows, blocks, work)
     lam = torch.cat([one.flatten() for one in lams]).clamp(min=0)
-    others_alone = (
-        [] if kind == "diagonal" or others != "diagonal" else [block.name for block in blocks if not block.map]
-    )
-    return KroneckerMatrix(rows, blocks, lam, left_out, others_alone)
+    alone = [block.name for block in blocks if not block.map and block.V_in is None]
+    return KroneckerMatrix(train, plan, rows.step, blocks, lam, left_out, alone)
 
 
 def _check_dense(train: Side, blocks: Sequence[Block]) -> None:
@@ -96,13 +97,13 @@ def _check_memory(blocks: Sequence[Block], kind: Kind, room: int) -> None:
 
 
 def _factors(
-    rows: RowSet, blocks: Sequence[Block], others: Others, work: Work, sweeps: int
+    rows: RowSet, blocks: Sequence[Block], others: str, work: Work, sweeps: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Gamma and Omega of every block; of parameters written out a 1 and their own matrix, or its diagonal."""
     sums = []
     for block in blocks:
         outs, ins = block.place.shape
-        whole = block.map or others == "dense"
+        whole = block.map or (others != "diagonal" and ins <= DENSE_LIMIT)
         shape = (ins, ins) if whole else (ins,)
         sums.append((rows.cotangents.new_zeros(outs, outs), rows.cotangents.new_zeros(shape)))
     for done, examples in enumerate(rows.blocks, 1):

@@ -34,7 +34,7 @@ class Nystroem(LowRank):
         k = min(self.rank, p)
         generator = torch.Generator().manual_seed(self.seed)
         operator = mean_products(train, columns=k, sweeps=1 + STEPS * PROBES // k, work=work)
-        W = _test_vectors(p, k, generator, device)
+        W = independent_vectors(p, k, generator, device)
         eps = torch.finfo(torch.float64 if train.problem.linear else train.problem.dtype).eps
         lam, V = nystroem(operator(W), W, eps)
         return Eigen(lam, V, eps), look_outside(operator, lam, V, generator), ()
@@ -76,10 +76,18 @@ def nystroem(
     return lam, product(Q, U)
 
 
-def _test_vectors(p: int, k: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "p k"]:
-    """Gaussian vectors of about unit length; orthonormal where there are too many to be far from dependent by chance."""
+def independent_vectors(p: int, k: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "p k"]:
+    """Gaussian vectors of about unit length; orthonormal where there are too many to be far from dependent by chance.
+
+    Args:
+        p: Their length.
+        k: How many; at most p.
+        generator: Of the draws.
+        device: Where to put them.
+
+    Returns:
+        Columns, float64.
+    """
     W = gaussian(p, k, generator, device)
-    if 4 * k <= p:
-        return W / p**0.5
-    basis: Tensor = torch.linalg.qr(W).Q
-    return basis
+    found: Tensor = W / p**0.5 if 4 * k <= p else torch.linalg.qr(W).Q
+    return found

@@ -13,9 +13,10 @@ import numpy as np
 import reference
 import torch
 from cases import BY_NAME, CASES, Case, Problem
-from upweight import EKFAC, KFAC, GaussNewton, GradientDot, Hessian, LinearHead
+from upweight import EKFAC, KFAC, ConjugateGradient, GaussNewton, GradientDot, Hessian, LinearHead
 from upweight.influence.lanczos import Lanczos
 from upweight.influence.nystroem import Nystroem
+from upweight.influence.projected import Projected
 
 Truth = Callable[[Case, "Parts"], np.ndarray]
 
@@ -80,6 +81,8 @@ class Method:
     """Variants that differ from a main method in one number are held to the loops, and spared the laws."""
     skip: frozenset[str] = frozenset()
     """Names of cases it is not for."""
+    double: bool = False
+    """It asks for more digits than float32 has."""
 
     def applies(self, case: Case) -> bool:
         return (case.head or not self.head_only) and case.name not in self.skip
@@ -156,6 +159,19 @@ def _half_way(case: Case, ask: Parts) -> np.ndarray:
     """Two checkpoints of rates 0.5 and 1.5 at the same half weights."""
     problem = _on_the_way(ask.problem)
     return 2.0 * reference.dots(reference.gradients(problem, *ask.asked), reference.gradients(problem, *problem.train))
+
+
+def _conjugate(kind: str, **options: Any) -> Method:
+    """Iterated to the limit, where it is exact; how fast it gets there has tests of its own."""
+    return Method(
+        name=f"ConjugateGradient-{kind}",
+        main=False,
+        double=True,
+        build=lambda case: ConjugateGradient(damping=case.damping, rtol=1e-12, **options),
+        truth=lambda case, ask: ask.through(
+            reference.inverse(_hessian(case, ask) if kind == "hessian" else ask.ggn, damping=case.damping)
+        ),
+    )
 
 
 METHODS = (
@@ -239,6 +255,8 @@ METHODS = (
     _newton("leave-one-out-loss-dual", form="dual", leave_one_out="loss"),
     _kronecker("kfac", KFAC, main=False),
     _kronecker("ekfac", EKFAC, main=True),
+    _conjugate("ggn"),
+    _conjugate("hessian", curvature="hessian", precondition="none"),
     # at full rank what approximates is exact
     Method(
         name="Nystroem",
@@ -256,6 +274,12 @@ METHODS = (
         main=False,
         build=lambda case: Lanczos(rank=4, subspace=10**6, rtol=1e-14, damping=case.damping),
         truth=lambda case, ask: ask.through(_top(ask.ggn, 4, case.damping)),
+    ),
+    Method(
+        name="Projected",
+        main=False,
+        build=lambda case: Projected(width=case.build().p, draw="orthogonal", damping=case.damping),
+        truth=lambda case, ask: ask.through(reference.inverse(ask.kinds["trak"].sum(axis=0), damping=case.damping)),
     ),
 )
 

@@ -26,6 +26,7 @@ PUBLIC = [
     "Nystroem",
     "Lanczos",
     "Projected",
+    "ConjugateGradient",
     "Unrolled",
     "Recording",
     "lds",

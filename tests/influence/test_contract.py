@@ -246,6 +246,8 @@ class TestGPU:
     @EACH_METHOD
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
     def test_cuda_agrees_with_cpu(self, method, case, dtype):
+        if method.double and dtype == torch.float32:
+            pytest.skip("asks for more digits than float32 has")
         problem = case.build(dtype=dtype)
         on_cpu = attribute(problem, method, case, device="cpu").matrix
         on_gpu = attribute(problem, method, case, device="cuda").matrix
@@ -267,5 +269,5 @@ def test_every_method_meets_every_case_it_can():
     full = [m for m in METHODS if not m.skip]
     assert len(PAIRS) >= sum(len(cases.HEAD_CASES) if m.head_only else len(cases.CASES) for m in full)
     assert {type(m.build(cases.CASES[0])).__name__ for m in full if m.main} == {
-        "LinearHead", "Hessian", "GradientDot", "GaussNewton", "EKFAC",
+        "LinearHead", "Hessian", "GradientDot", "GaussNewton", "EKFAC", "Nystroem",
     }  # fmt: skip
