@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blas import product
 from .curvature import Curvature
-from .damping import each
+from .damping import AUTO_SHARE, each
 from .gauss_newton import GaussNewton
 from .head import LinearHead, augmented
 from .head_features import row_space
@@ -129,7 +129,10 @@ def _head(curvature: LinearHead, train: Side, queries: Side) -> Coordinates | No
     own, asked = (
         torch.cat([inside(side, rows) for rows in _blocks(side, hessian.size)], dim=1) for side in (train, queries)
     )
-    return _bare(eigen, own, asked, Inversion(damping=each(curvature.damping)[0], rcond=curvature.rcond))
+    damping = each(curvature.damping)[0]
+    if damping == "auto":  # as `LinearHead` has it
+        damping = train.problem.weight_decay or float(eigen.lam[0]) / AUTO_SHARE
+    return _bare(eigen, own, asked, Inversion(damping=damping, rcond=curvature.rcond))
 
 
 def _hessian(curvature: Hessian, train: Side, queries: Side) -> Coordinates:

@@ -22,7 +22,7 @@ WAYS = {
     "sampled-primal": ("mlp", GaussNewton(form="primal", rows="sampled", samples=3)),
     "several": ("head", GaussNewton(damping=(0.1, "auto"))),
     "head": ("head", LinearHead()),
-    "bare-linear": ("bare-linear", LinearHead(damping=0.1)),
+    "bare-linear": ("bare-linear", LinearHead(damping="auto")),
     "hessian": ("head", Hessian(damping=0.1)),
 }
 every_way = pytest.mark.parametrize(("name", "curvature"), WAYS.values(), ids=WAYS)
