@@ -174,6 +174,13 @@ def _conjugate(kind: str, **options: Any) -> Method:
     )
 
 
+@functools.cache
+def _size(case: Case) -> int:
+    """Parameters; a model's own first weights are drawn from the global generator, which is left as it was."""
+    with torch.random.fork_rng():
+        return case.build().p
+
+
 METHODS = (
     Method(
         name="LinearHead",
@@ -278,7 +285,7 @@ METHODS = (
     Method(
         name="Projected",
         main=False,
-        build=lambda case: Projected(width=case.build().p, draw="orthogonal", damping=case.damping),
+        build=lambda case: Projected(width=_size(case), draw="orthogonal", damping=case.damping),
         truth=lambda case, ask: ask.through(reference.inverse(ask.kinds["trak"].sum(axis=0), damping=case.damping)),
     ),
 )
