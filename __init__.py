@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from .cache.errors import StoreError, StoreMismatch
     from .cache.truth import open_truth
     from .dry_run import estimate
+    from .evaluation import evaluate
     from .influence.conjugate_gradient import ConjugateGradient
     from .influence.ekfac import EKFAC
     from .influence.errors import ShapeError, SolveError
     from .influence.estimate import Estimate
-    from .influence.evaluation import lds, mislabel
+    from .influence.evaluation import lds, lds_difference, mislabel
     from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .pipeline import attribute
     from .retraining import retrain
     from .scoring import open_scores
+    from .unrolling import open_recording
 
 __version__ = "0.1.0"
 
@@ -71,7 +73,10 @@ _HOME = {
     "ConjugateGradient": ".influence.conjugate_gradient",
     "Unrolled": ".influence.unrolled",
     "Recording": ".influence.recording",
+    "open_recording": ".unrolling",
+    "evaluate": ".evaluation",
     "lds": ".influence.evaluation",
+    "lds_difference": ".influence.evaluation",
     "loo": ".influence.removal",
     "mislabel": ".influence.evaluation",
     "Scores": ".influence.scores",
@@ -111,8 +116,11 @@ __all__ = [
     # the training itself
     "Unrolled",
     "Recording",
+    "open_recording",
     # scores held against retraining
+    "evaluate",
     "lds",
+    "lds_difference",
     "loo",
     "mislabel",
     # errors

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from . import UsageError, __version__
 from .cache.errors import StoreError
 from .comparison import clear_report
-from .evaluation_bench import Bench, Truths
-from .evaluation_tables import tabulate
 from .scoring import few_threads, store_of
 
 if TYPE_CHECKING:
@@ -141,6 +139,8 @@ def evaluate(
         UsageError: There are no workers, or settings do not fit the run.
         StoreError: There are no scores, they are of another run, or `out` holds something else.
     """
+    from .evaluation_bench import Bench, Truths
+    from .evaluation_tables import tabulate
     from .models.runs import Run, load_run
     from .reports.evaluation import write_evaluation
     from .reports.progress import reporting
