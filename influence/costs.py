@@ -146,7 +146,7 @@ def gradient_dot(task: Task) -> tuple[list[Stage], Matrix]:
     Returns:
         Its stages, and that nothing is inverted.
     """
-    fitted, again = _train_gradients(task)
+    fitted, again = train_gradients(task)
     problem, n, asked = task.sampled.problem, task.sampled.n, task.asked
     dtype = torch.float64 if problem.linear else problem.dtype
     own = gradient_seconds(task.sampled.train, task.sampled.train.batch_size)
@@ -185,7 +185,7 @@ def dense_hessian(task: Task) -> tuple[list[Stage], Matrix]:
         # tridiagonal form 4/3 p^3, its eigenvectors and the way back together about as much again twice
         decomposed = machine.eigen(p, vectors=True)
         stages.append(task.stage("eigenvectors", decomposed, 4.0 * p**3, memory=32 * p * p, kept=0))
-    fitted, again = _train_gradients(task)
+    fitted, again = train_gradients(task)
     f64 = torch.float64
     rows = task.asked + 3 * task.probed
     own = gradient_seconds(sampled.train, sampled.train.batch_size)
@@ -217,8 +217,15 @@ def _hessian_rows_cost(side: Side, batch: int) -> tuple[float, float]:
     return n * problem.p * seconds, float(n * problem.p * flops)
 
 
-def _train_gradients(task: Task) -> tuple[list[Stage], float]:
-    """Forming the train gradients, and the seconds of forming them again for each block of queries where they are not kept."""
+def train_gradients(task: Task) -> tuple[list[Stage], float]:
+    """Forming the train gradients.
+
+    Args:
+        task: The variant.
+
+    Returns:
+        Its stages, and the seconds of forming them again for each block of queries where they are not kept.
+    """
     problem, side, n = task.sampled.problem, task.sampled.train, task.sampled.n
     item = 8 if problem.linear else torch.finfo(problem.dtype).bits // 8
     nbytes = n * problem.p * item

@@ -9,12 +9,15 @@ from .attribute import Variant
 from .calibrate import Machine
 from .costs import Task, akin, dense_hessian, gradient_dot, preparing
 from .costs_head import linear_head
+from .costs_low_rank import low_rank, projected
 from .costs_newton import gauss_newton
 from .estimate import Estimate, Matrix, Stage, shown_bytes
 from .gauss_newton import GaussNewton
 from .gradient_dot import GradientDot
 from .head import LinearHead
 from .hessian import Hessian
+from .low_rank import LowRank
+from .projected import Projected
 from .sample import Sampled
 from .work import ANY, Work
 
@@ -69,6 +72,10 @@ def _variant(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
         return *gauss_newton(task), []
     if isinstance(curvature, Hessian):
         return *dense_hessian(task), []
+    if isinstance(curvature, LowRank):
+        return *low_rank(task), []
+    if isinstance(curvature, Projected):
+        return *projected(task), []
     if isinstance(curvature, GradientDot):
         return *gradient_dot(task), []
     name = type(curvature).__name__
@@ -104,6 +111,10 @@ def _mends(sampled: Sampled, curvature: Any, matrix: Matrix) -> list[str]:
         out.append(f"take rows='margin', whose matrix has {n:,} rows ({shown_bytes(16 * n * n)} with its factor)")
     if isinstance(curvature, (Hessian, LinearHead)) and problem.loss is None and n < matrix.size:
         out.append(f"take GaussNewton(rows='margin'), whose matrix has {n:,} rows")
+    if isinstance(curvature, LowRank):
+        out.append("lower the rank")
+    if isinstance(curvature, Projected):
+        out.append("lower the width")
     if not problem.linear:
         out.append("analyse fewer parameters")
     return [*out, "take fewer train examples, or more memory"]

@@ -53,6 +53,17 @@ class Lanczos(LowRank):
         if not 0 < self.rtol < 1:
             raise UsageError(f"rtol must lie between 0 and 1, got {self.rtol}.")
 
+    def dimension(self, p: int) -> int:
+        """Of the Krylov space, at most.
+
+        Args:
+            p: Number of analysed parameters.
+
+        Returns:
+            Never above p.
+        """
+        return min(p, 2 * (self.rank + self.block) if self.subspace is None else self.subspace)
+
     @property
     def _negative(self) -> Negative:
         return self.negative
@@ -60,7 +71,7 @@ class Lanczos(LowRank):
     def _decompose(self, train: Side, work: Work) -> tuple[Eigen, LeftOut, tuple[str, ...]]:
         p, device = train.problem.p, train.logits.device
         rank, block = min(self.rank, p), min(self.block, p)
-        most = min(p, 2 * (self.rank + self.block) if self.subspace is None else self.subspace)
+        most = self.dimension(p)
         generator = torch.Generator().manual_seed(self.seed)
         operator = mean_products(train, self.curvature, columns=block, sweeps=max(1, most // block), work=work)
         found = block_lanczos(operator, p, rank, most, block, self.rtol, generator, device)
