@@ -17,7 +17,7 @@ from upweight.models.robustness import measure_run
 from upweight.models.settings import DataSettings, FineTuneSettings, RobustnessSettings
 from upweight.models.training import batch_order
 from upweight.models.transfer import resolve_parameters, with_new_head
-from upweight.models.tuning import Tuning
+from upweight.models.tuning import Inputs, Tuning
 from upweight.models.zoo import build
 
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ def test_training_agrees_with_a_loop_over_the_whole_network(tmp_path, source, di
 def tuning(source, digits, settings):
     model, parts = network_to_train(source.model, 10, settings)
     train = digits.train.subset(choose_subset(digits.train.labels, settings.n, settings.seed))
-    return model, train, Tuning(parts, train, digits.test, settings, CPU, None)
+    return model, train, Tuning(parts, Inputs(parts, train, digits.test, settings, CPU), settings)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
