@@ -212,7 +212,9 @@ def dattri(build: Callable[[Any, Any, Problem], Any]) -> Callable[[Problem], Run
 
         def loss(parameters: Any, data: Any) -> torch.Tensor:
             x, y = data
-            return cross_entropy(torch.func.functional_call(model, parameters, (x,)), y)
+            return cross_entropy(
+                torch.func.functional_call(model, parameters, (x,)), y.long()
+            )  # LiSSA makes them floats
 
         train = DataLoader(TensorDataset(problem.X, problem.y), batch_size=len(problem.y))
         queries = DataLoader(TensorDataset(problem.Xq, problem.yq), batch_size=len(problem.yq))

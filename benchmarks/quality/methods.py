@@ -99,6 +99,19 @@ for _rows, _kinds in (("logits", ("cnn", "tail")), ("margin", ("mlp",))):
         given="auto",
         swept=False,
     )(ours(lambda upweight, at, rows=_rows: upweight.GaussNewton(rows=rows, damping=at, leave_one_out=True)))
+_approximate: dict[str, tuple[str, tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
+    "ekfac": ("EKFAC", ALL, {}, {}),
+    "kfac": ("KFAC", ALL, {}, {}),
+    "nystroem": ("Nystroem", ALL, {"rank": 100}, {}),
+    "lanczos": ("Lanczos", ALL, {"rank": 100}, {}),
+    "projected": ("Projected", ALL, {"width": 512}, {}),
+    "cg": ("ConjugateGradient", ("head",), {}, {"swept": False}),
+}
+for _key, (_class, _kinds, _settings, _about) in _approximate.items():
+    _said = ", ".join([_class, *(f"{name} {value}" for name, value in _settings.items())])
+    entry(_key, tool="upweight", name=_said, kinds=_kinds, given="auto", **_about)(
+        ours(lambda upweight, at, kind=_class, its=_settings: getattr(upweight, kind)(damping=at, **its))
+    )
 for _cosine in (False, True):
     entry(
         "cosine" if _cosine else "dot",

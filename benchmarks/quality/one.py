@@ -26,7 +26,7 @@ from .tasks import TASKS, Task, flipped, load_problem, read_facts
 
 SCORES = Path(__file__).parents[1] / ".cache" / "quality"
 COARSE = (5, 3, 7, 1, 9)  # steps of the damping: a 300th of the largest eigenvalue, a 30th, ...
-FINE = tuple(range(11))
+FINE = tuple(range(2, 9))  # a 10th to a 10,000th, for a curve
 SWEEP_SHARE, MISLABEL_SHARE = 0.6, 0.95  # of the CPU limit, after which nothing more is begun
 
 
@@ -104,6 +104,8 @@ class Attempt:
                 if curve[step] == max(curve.values()):
                     best = value, known[value]
             known.clear()
+            if len(curve) > 1 and max(curve.values()) < -0.99:
+                raise ValueError("scores are not finite")
             self.note(curve=[[self.value(step), curve[step]] for step in sorted(curve)])
         assert best is not None  # there is a first round
         self.note(best={"setting": best[0], **self.judge(best[1], problem, "best")})
@@ -161,16 +163,13 @@ class Attempt:
         problem = load_problem(self.task, mislabelled=True)
         expected = cpu * max(1.0, len(problem.y) / self.task.spec.m)
         wrong = flipped(self.task)
-        at = {"given": first} if "given" in self.result else {}
-        if "best" in self.result:
-            at["best"] = self.result["best"]["setting"]
-        for name, value in at.items():
-            if self.spent() + expected / (self.limit or np.inf) > MISLABEL_SHARE:
-                self.note(unsearched=f"n x n scores would take about {expected:.0f} CPU s more than the limit leaves")
-                return
-            scores = self.entry.prepare(problem.at(value))()
-            found = mislabel(np.diagonal(scores), wrong)
-            self.note(**{name: self.result[name] | {"mislabel": [found.auc, found.low, found.high, found.found_at_10]}})
+        name, value = ("given", first) if "given" in self.result else ("best", self.result["best"]["setting"])
+        if self.spent() + expected / (self.limit or np.inf) > MISLABEL_SHARE:
+            self.note(unsearched=f"n x n scores would take about {expected:.0f} CPU s more than the limit leaves")
+            return
+        scores = self.entry.prepare(problem.at(value))()
+        found = mislabel(np.diagonal(scores), wrong)
+        self.note(**{name: self.result[name] | {"mislabel": [found.auc, found.low, found.high, found.found_at_10]}})
 
 
 def main(key: str, task: str, result: str, memory: str = "0", cpu: str = "0") -> None:

@@ -25,21 +25,23 @@ REFERENCE = {"head": "head", "cnn": "newton-logits", "tail": "newton-logits", "m
 """The method of ours, at the damping it is given, that every other is compared with."""
 
 
-def compare(task: Task, runs: list[dict[str, Any]]) -> None:
-    """By how much our method's LDS lies above each other's, on the same draws; of the scores that lie in the cache."""
+def compare(task: Task, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of a task with the lead of our LDS over theirs, on the same draws, where the scores lie in the cache."""
     from upweight.cache.truth import open_truth
     from upweight.influence.evaluation import lds_difference
 
     ours = SCORES / task.key / f"{REFERENCE[task.spec.kind]}.given.npy"
+    runs = [run for run in runs if run["task"] == task.key]
     if not ours.exists():
-        return
+        return runs
     truth, first = open_truth(task.folder / "lds.h5"), np.load(ours)
     for run in runs:
         for name in ("given", "best"):
             path = SCORES / task.key / f"{run['method']}.{name}.npy"
-            if run["task"] == task.key and name in run and path.exists() and path != ours:
+            if name in run and path.exists() and path != ours:
                 found = lds_difference(first, np.load(path), truth)
                 run[name]["difference"] = [found.mean, found.low, found.high]
+    return runs
 
 
 def chosen(task: Task, words: argparse.Namespace, done: list[dict[str, Any]]) -> list[str]:
@@ -74,25 +76,34 @@ def main() -> None:
     if words.rebuild_truth:
         for task in tasks:
             rebuild(task, workers=words.workers, anew=True)
-    part = words.tasks or words.tools or words.methods or words.missing
-    old = json.loads(RESULTS.read_text()) if part and RESULTS.exists() else {}
-    runs: list[dict[str, Any]] = old.get("runs", [])
-    results = {"limit": words.limit, "threads": words.threads, "machine": machine(), "runs": runs}
+    if not (words.tasks or words.tools or words.methods or words.missing):
+        RESULTS.unlink(missing_ok=True)
+    about = {"limit": words.limit, "threads": words.threads, "machine": machine()}
     for task in tasks:
-        keys = chosen(task, words, runs)
+        keys = chosen(task, words, results()["runs"])
         if keys:
             print(task.key, flush=True)
         for key in keys:
             command = ["benchmarks.quality.one", key, task.key]
             found = {"load": os.getloadavg()[0]} | child(command, words.limit, words.threads)
             print(f"  {key}: {found}", flush=True)
-            runs[:] = [run for run in runs if (run["task"], run["method"]) != (task.key, key)]
-            runs.append({"task": task.key, "method": key, **found})
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        compare(task, runs)
-    results["tasks"] = {key: read_facts(task) for key, task in TASKS.items() if (task.folder / "facts.json").exists()}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write(HERE.parent / "docs", quality=results)
+            record([{"task": task.key, "method": key, **found}], about)
+        record(compare(task, results()["runs"]), about)
+    write(HERE.parent / "docs", quality=results())
+
+
+def results() -> dict[str, Any]:
+    """What the file holds."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": []}
+
+
+def record(new: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Put runs into the file in place of older ones; read anew each time, as several calls may be at work on it."""
+    found = results()
+    again = {(run["task"], run["method"]) for run in new}
+    runs = [run for run in found["runs"] if (run["task"], run["method"]) not in again] + new
+    facts = {key: read_facts(task) for key, task in TASKS.items() if (task.folder / "facts.json").exists()}
+    RESULTS.write_text(json.dumps({**about, "tasks": facts, "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
