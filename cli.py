@@ -19,7 +19,7 @@ from .evaluation_commands import EVALUATION_COMMANDS
 from .feature_commands import FEATURE_COMMANDS
 from .influence.errors import ShapeError
 from .influence.settings import AttributeSettings
-from .models.errors import CheckpointError, DataError, RunMismatch
+from .models.errors import CheckpointError, DataError, NonDeterministicError, RunMismatch
 from .models.settings import ConvertSettings, DataSettings, FineTuneSettings, PretrainSettings, RobustnessSettings
 from .options import Bound, Option, add_option, read_config, resolve, save_config, settings_options, to_toml
 from .reports.settings import ReportSettings
@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 2),
     (CheckpointError, 3),
     (DataError, 3),
+    (NonDeterministicError, 3),
     (ShapeError, 3),  # typed at a terminal, whatever does not fit its model comes from a file
     (StoreError, 4),
     (RunMismatch, 4),
