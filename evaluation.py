@@ -54,6 +54,9 @@ class EvaluateSettings:
     curve: bool = True
     """Also the linear datamodeling score at other dampings and cutoffs, from one factorisation."""
 
+    allow_overlap: bool = False
+    """Go on where a query is a train image too, as in data sets with duplicates."""
+
     seed: int = 0
     """Of all draws."""
 

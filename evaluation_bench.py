@@ -348,6 +348,7 @@ class Truths:
     def _truth(self, design: Design) -> Truth:
         from .retraining import retrain_run
 
-        truth = retrain_run(self.run, design, workers=self.workers, report=self.report)
+        overlap = self.settings.allow_overlap
+        truth = retrain_run(self.run, design, workers=self.workers, allow_overlap=overlap, report=self.report)
         self.made[design.kind] = truth
         return truth

@@ -54,7 +54,7 @@ def tabulate(bench: Bench, truths: Truths, settings: EvaluateSettings) -> Evalua
     wrong = truths.mislabelled()
     if wrong is not None:
         found = replace(found, mislabel=_mislabel(bench, wrong))
-    found = replace(found, refits=_refits(truths))
+    found = replace(found, refits=_refits(truths), facts=[*found.facts[:-1], _refitted(truths), found.facts[-1]])
     return replace(found, conclusions=[*conclude(found), *bench.notes])
 
 
@@ -190,6 +190,13 @@ def _refits(truths: Truths) -> Table:
     ]
     columns = ("refits", "parts", "trainings_of_each", "kept_on_average", "diverged")
     return table_of(rows, "Refits, kept in the run's folder", columns)
+
+
+def _refitted(truths: Truths) -> tuple[str, str]:
+    """How the run was trained again."""
+    if any(truth.exact for truth in truths.made.values()):
+        return "Refits", "the head at the optimum of its convex objective, which its own training may not have reached"
+    return "Refits", "by the run's own recipe"
 
 
 def conclude(found: Evaluated) -> list[str]:

@@ -383,5 +383,5 @@ def _refuse_overlap(trainer: Trainer) -> None:
     more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
     raise UsageError(
         f"{len(shared)} of {len(trainer.query_index)} queries are train examples too: {shown}{more}; take them out of one of "
-        "the two, leave the queries out to ask about the train set itself, or pass allow_overlap=True."
+        "the two, leave the queries out to ask about the train set itself, or pass allow_overlap=True (--allow-overlap)."
     )

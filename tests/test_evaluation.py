@@ -227,6 +227,19 @@ def test_a_run_without_scores_is_told_how_to_make_them(run, tmp_path):
     assert "upweight attribute" in tiny.refused(4, "evaluate", bare, *WORDS)
 
 
+def test_a_query_that_was_trained_on_is_refused_unless_that_is_allowed(tmp_path):
+    digits = load_digits(n_class=3)
+    x, y = (digits.images / 16).astype(np.float32), digits.target
+    np.savez(tmp_path / "twice.npz", x=x[:N], y=y[:N], x_test=x[N - 1 : N + 20], y_test=y[N - 1 : N + 20])
+    tiny.done(
+        "fine-tune", "--data", tmp_path / "twice.npz", "--k", 0, "--n", N, "--epochs", 1, "--out", tmp_path / "run"
+    )
+    tiny.done("attribute", tmp_path / "run")
+    said = tiny.refused(2, "evaluate", tmp_path / "run", *WORDS)
+    assert "1 of 21 queries are train examples too" in said
+    assert "LDS" in tiny.done("evaluate", tmp_path / "run", *WORDS, "--allow-overlap")
+
+
 def test_there_must_be_a_worker(run, tmp_path):
     with pytest.raises(UsageError, match="workers is 0"):
         evaluate(run, ASKED, workers=0, out=tmp_path / "page")
