@@ -25,6 +25,7 @@ from .scoring import (
     score,
     standing_scores,
 )
+from .unrolling import unrolled_plan
 
 if TYPE_CHECKING:
     import torch
@@ -365,6 +366,9 @@ def attribute_run(
     sides = Sides(run.train, run.test, *index, warnings=disturbances(run.info))
     with few_threads(run.model), evaluating(run.model.model), reporting(progress) as report:
         network = run.model.model
+        if settings.curvature == "unrolled":
+            plan = unrolled_plan(run, settings, report)
+            return score(plan, out, report, config, memory=memory_bytes(settings.memory), overwrite=overwrite)
         plan = make_plan(
             settings,
             run.info["k"],

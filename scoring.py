@@ -175,7 +175,8 @@ def _fitted(
     fitted: dict[str, Fitted] = {}
     # what is inverted without damping wants its matrix more exact, which then serves every damping: it comes first
     for prepared, variant in sorted(plan, key=lambda one: getattr(one[1].curvature, "damping", 0) != 0):
-        told = None if report is None else partial(report, f"gram ({variant.name})" if variant.name else "gram")
+        what = getattr(variant.curvature, "stage", "gram")
+        told = None if report is None else partial(report, f"{what} ({variant.name})" if variant.name else what)
         work = Work(memory=memory, tiles=tiles, told=told)
         fitted[variant.name] = fit(prepared, variant, report, before=[*fitted.values()], work=work)
     return [fitted[variant.name] for _, variant in plan]
@@ -373,14 +374,21 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
 
     Returns:
         The curvature; "auto" is resolved.
+
+    Raises:
+        UsageError: It is one that only the attribution of a run has.
     """
     from .influence.gauss_newton import GaussNewton
     from .influence.gradient_dot import GradientDot
     from .influence.head import LinearHead
     from .influence.hessian import Hessian
-    from .influence.settings import LOW_RANK
 
     name = settings.curvature
+    if name == "unrolled":
+        raise UsageError(
+            "unrolled goes back through the recorded training of a run (`upweight attribute RUN --curvature unrolled`), and "
+            "has no estimate; of a network of your own upweight.Recording takes the training down, in Python."
+        )
     if name == "auto":
         name = "linear-head" if prepared.problem.linear else "gauss-newton"
     if "block" not in settings.also:  # which rows may be meant for
@@ -404,26 +412,36 @@ def make_curvature(prepared: Prepared, settings: AttributeSettings) -> Curvature
             absolute=settings.absolute,
             negative=settings.negative,  # type: ignore[arg-type]  # checked by Inversion
         )
-    if name in LOW_RANK or name == "projected":
-        return _approximate(name, settings)
-    return GradientDot(cosine=name == "gradient-cosine")
+    if name.startswith("gradient"):
+        return GradientDot(cosine=name == "gradient-cosine")
+    return _for_scale(name, settings)
 
 
-def _approximate(name: str, settings: AttributeSettings) -> Curvature[Any]:
-    """The curvatures of low rank, and that of projected rows."""
+def _for_scale(name: str, settings: AttributeSettings) -> Curvature[Any]:
+    """The curvatures that approximate, or iterate."""
+    from .influence.conjugate_gradient import ConjugateGradient
+    from .influence.ekfac import EKFAC
+    from .influence.kfac import KFAC
     from .influence.lanczos import Lanczos
     from .influence.nystroem import Nystroem
     from .influence.projected import Projected
 
     damping: Any = settings.damping or "auto"
+    negative: Any = settings.negative  # checked by Inversion
+    rows: Any = settings.rows  # these two by the settings
+    others: Any = settings.others
+    if name in ("kfac", "ekfac"):
+        build = KFAC if name == "kfac" else EKFAC
+        return build(rows=rows, others=others, damping=damping)
+    if name.startswith("conjugate-gradient"):
+        kind: Any = "hessian" if name.endswith("hessian") else "ggn"
+        return ConjugateGradient(damping=damping, curvature=kind, rtol=settings.rtol, max_steps=settings.max_steps)
     if name == "nystroem":
         return Nystroem(rank=settings.rank, damping=damping)
     if name == "lanczos":
         return Lanczos(rank=settings.rank, damping=damping)
     if name == "lanczos-hessian":
-        negative: Any = settings.negative  # checked by Inversion
         return Lanczos(rank=settings.rank, damping=damping, curvature="hessian", negative=negative)
-    rows: Any = settings.rows  # checked by the settings
     return Projected(rows=rows, width=settings.width, damping=damping)
 
 

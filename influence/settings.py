@@ -10,19 +10,31 @@ from typing import Any, Literal
 from .. import UsageError
 
 LOW_RANK = ("nystroem", "lanczos", "lanczos-hessian")
+KRONECKER = ("kfac", "ekfac")
+CONJUGATE = ("conjugate-gradient", "conjugate-gradient-hessian")
 CURVATURES = (
     "auto",
     "linear-head",
     "gauss-newton",
     "hessian",
     *LOW_RANK,
+    *KRONECKER,
+    *CONJUGATE,
     "projected",
+    "unrolled",
     "gradient-dot",
     "gradient-cosine",
 )
-OWNED = {"rank": LOW_RANK, "width": ("projected",)}
+OWNED = {
+    "rank": LOW_RANK,
+    "width": ("projected",),
+    "others": KRONECKER,
+    "rtol": CONJUGATE,
+    "max_steps": CONJUGATE,
+}
 """Options of some curvatures alone: they decide nothing for others, and their defaults are no part of what those are told by."""
 ROWS = ("logits", "margin", "trak", "label", "sampled")
+OTHERS = ("dense", "diagonal", "skip")
 LEAVE_ONE_OUT = ("score", "loss")
 ALSO = ("damped", "predicted", "block")
 DTYPES = ("float32", "float64")
@@ -37,8 +49,9 @@ class AttributeSettings:
     """head (the last linear layer), blocks:K (the last K residual blocks and the head), all, or names separated by commas."""
 
     curvature: str = "auto"
-    """auto (linear-head for the head, gauss-newton otherwise), linear-head, gauss-newton, hessian, nystroem, lanczos,
-    lanczos-hessian, projected, gradient-dot or gradient-cosine."""
+    """auto (linear-head for the head, gauss-newton otherwise), linear-head, gauss-newton, hessian, kfac, ekfac,
+    conjugate-gradient, conjugate-gradient-hessian, nystroem, lanczos, lanczos-hessian, projected, unrolled (the derivative of
+    the run's own training, in all that it trained), gradient-dot or gradient-cosine."""
 
     damping: tuple[float | Literal["auto"], ...] = ()
     """Added to every eigenvalue of the mean curvature; auto is the weight decay or a 300th of the largest eigenvalue, whichever
@@ -46,13 +59,23 @@ class AttributeSettings:
     stand beside them (damping=0.01). Not given: 0 for linear-head and hessian, auto otherwise."""
 
     rows: str = "logits"
-    """Factor of gauss-newton and projected: logits (exact), margin, trak, label, or sampled (gauss-newton alone)."""
+    """Factor of gauss-newton, kfac, ekfac and projected: logits (exact), margin, trak, label, or sampled (not projected)."""
 
     rank: int = 100
     """Eigenvectors of nystroem, lanczos and lanczos-hessian."""
 
     width: int = 2048
     """Columns of the random matrix of projected."""
+
+    others: str = "dense"
+    """What kfac and ekfac do with parameters of no Linear or Conv2d: dense (the exact block of each layer), diagonal (one by one)
+    or skip (leave them out)."""
+
+    rtol: float = 1e-6
+    """Residual to which conjugate-gradient solves for each query, relative to its gradient."""
+
+    max_steps: int = 1000
+    """Steps of conjugate-gradient after which a query that is not solved is an error."""
 
     leave_one_out: str | None = field(default=None, metadata={"switch": "score"})
     """Correct linear-head's or gauss-newton's scores for the leverage of the example that is removed: score (one Newton step), or
@@ -97,6 +120,7 @@ class AttributeSettings:
         for name, allowed in (
             ("curvature", CURVATURES),
             ("rows", ROWS),
+            ("others", OTHERS),
             ("leave_one_out", (None, *LEAVE_ONE_OUT)),
             ("query_label", ("true", "predicted")),
             ("dtype", (None, *DTYPES)),
@@ -108,10 +132,14 @@ class AttributeSettings:
         for name in self.also:
             if name not in ALSO:
                 raise UsageError(f"also names {name!r}; choose among {', '.join(ALSO)}.")
-        if self.curvature not in ("gauss-newton", "projected", "auto") and self.rows != "logits":
-            raise UsageError(f"rows belong to gauss-newton and projected; the curvature here is {self.curvature}.")
+        if self.curvature not in ("gauss-newton", "projected", *KRONECKER, "auto") and self.rows != "logits":
+            raise UsageError(
+                f"rows belong to gauss-newton and projected, kfac and ekfac; the curvature here is {self.curvature}."
+            )
         if self.curvature == "projected" and self.rows == "sampled":
-            raise UsageError("rows sampled belong to gauss-newton; of projected choose logits, margin, trak or label.")
+            raise UsageError(
+                "rows sampled belong to gauss-newton, kfac and ekfac; of projected choose logits, margin, trak or label."
+            )
         if self.curvature not in ("gauss-newton", "auto") and self.precision != "float32":
             raise UsageError(
                 f"precision {self.precision} belongs to gauss-newton; the curvature here is {self.curvature}."
@@ -123,7 +151,7 @@ class AttributeSettings:
         signed = ("hessian", "auto") if self.absolute is not None else ("hessian", "lanczos-hessian", "auto")
         if self.curvature not in signed and (self.absolute is not None or self.negative != "invert"):
             raise UsageError(f"absolute and negative belong to the hessian; the curvature here is {self.curvature}.")
-        if self.curvature in (*LOW_RANK, "projected") and self.rcond is not None:
+        if self.curvature in (*LOW_RANK, *KRONECKER, *CONJUGATE, "projected") and self.rcond is not None:
             raise UsageError(f"{self.curvature} has no cutoff; leave out rcond, and damp it.")
         if self.curvature.startswith("gradient") and (
             any(self.damping) or self.rcond is not None or "damped" in self.also
@@ -131,17 +159,26 @@ class AttributeSettings:
             raise UsageError(
                 f"{self.curvature} has no curvature to damp or cut; leave out damping, rcond and `also damped`."
             )
+        self._check_unrolled()
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
         memory_bytes(self.memory)
         self._check_owned()
         self._check_damping()
 
+    def _check_unrolled(self) -> None:
+        if self.curvature != "unrolled":
+            return
+        if any(self.damping) or self.rcond is not None:
+            raise UsageError("unrolled has no curvature to damp or cut; leave out damping and rcond.")
+        if set(self.also) - {"predicted"}:
+            raise UsageError("Beside unrolled scores only predicted ones are made; leave the rest of `also` out.")
+
     def _check_owned(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
         for name, owners in OWNED.items():
             value = getattr(self, name)
-            if value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}.")
             # beside the block's scores, which are gauss-newton's, an option is meant for the others
             if value != defaults[name] and self.curvature not in owners and "block" not in self.also:
@@ -153,7 +190,15 @@ class AttributeSettings:
                 raise UsageError(f"damping is {damping}; give finite numbers >= 0, or auto.")
             if damping in self.damping[:i]:
                 raise UsageError(f"damping names {damping} twice; give each value once.")
-        if "auto" in self.damping and self.curvature == "hessian":
+        if not 0 < self.rtol < 1:  # catches NaN too
+            raise UsageError(f"rtol must lie between 0 and 1, got {self.rtol}.")
+        if 0 in self.damping and self.curvature in (*KRONECKER, *CONJUGATE):
+            raise UsageError(f"{self.curvature} needs a damping > 0; give a positive number.")
+        if self.curvature == "conjugate-gradient-hessian" and not self.damping:
+            raise UsageError(
+                "conjugate-gradient-hessian needs a damping that makes the Hessian positive; give a number."
+            )
+        if "auto" in self.damping and self.curvature in ("hessian", "conjugate-gradient-hessian"):
             raise UsageError(
                 "There is no rule auto for the damping of a hessian, which may be indefinite; give numbers."
             )

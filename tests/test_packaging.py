@@ -14,7 +14,7 @@ FOLDERS = ("influence", "models", "cache", "reports")
 MODULES = (
     "__init__", "__main__", "cli", "commands", "comparison", "design", "dry_run", "feature_commands", "features", "options",
     "mislabelling", "pipeline", "processes", "questions", "retraining", "scoring", "sweep", "sweep_plan",
-    "sweep_tables", "sweep_work",
+    "sweep_tables", "sweep_work", "unrolling",
 )  # fmt: skip
 BUILD_INPUTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "py.typed")
 
