@@ -12,6 +12,7 @@ from .estimate import Matrix, Stage
 from .factors import make_factor
 from .lanczos import Lanczos
 from .low_rank import PROBES, STEPS, LowRank
+from .newton import Form
 from .projected import Projected
 from .projection import Projection
 from .row_products import mean_products
@@ -146,5 +147,5 @@ def projected(task: Task) -> tuple[list[Stage], Matrix]:
         if size < width
         else "the projected rows"
     )
-    form = "dual" if width > n * R else "primal"
+    form: Form = "dual" if width > n * R else "primal"
     return [*stages, scoring], Matrix(variant=task.variant.name, form=form, size=size, what=what)

@@ -10,7 +10,18 @@ import tiny
 import upweight
 from cases import BY_NAME
 from tiny import done, refused, strict_json
-from upweight import GaussNewton, GradientDot, Hessian, LinearHead, UsageError, pipeline, scoring
+from upweight import (
+    GaussNewton,
+    GradientDot,
+    Hessian,
+    Lanczos,
+    LinearHead,
+    Nystroem,
+    Projected,
+    UsageError,
+    pipeline,
+    scoring,
+)
 from upweight.influence.settings import AttributeSettings
 
 DAMPINGS = (1e-2, 0.0, 0.5)
@@ -140,6 +151,15 @@ def prepared(case="head"):
         ("mlp", {"leave_one_out": "loss"}, GaussNewton(leave_one_out="loss")),
         ("head", {"damping": ("auto",)}, LinearHead(damping="auto")),
         ("mlp", {"curvature": "gradient-cosine"}, GradientDot(cosine=True)),
+        ("mlp", {"curvature": "nystroem", "rank": 7}, Nystroem(rank=7)),
+        ("mlp", {"curvature": "lanczos", "damping": (0.1, "auto")}, Lanczos(damping=(0.1, "auto"))),
+        (
+            "mlp",
+            {"curvature": "lanczos-hessian", "negative": "drop", "damping": (1.0,)},
+            Lanczos(curvature="hessian", negative="drop", damping=1.0),
+        ),
+        ("mlp", {"curvature": "projected", "rows": "trak", "width": 64}, Projected(rows="trak", width=64)),
+        ("mlp", {"curvature": "projected"}, Projected(rows="logits")),
     ],
 )
 def test_settings_become_a_curvature(case, settings, curvature):
