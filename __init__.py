@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .cache.truth import open_truth
     from .dry_run import estimate
     from .evaluation import evaluate
+    from .influence.average import average
     from .influence.conjugate_gradient import ConjugateGradient
     from .influence.ekfac import EKFAC
     from .influence.errors import ShapeError, SolveError
@@ -79,6 +80,7 @@ _HOME = {
     "lds_difference": ".influence.evaluation",
     "loo": ".influence.removal",
     "mislabel": ".influence.evaluation",
+    "average": ".influence.average",
     "Scores": ".influence.scores",
     "Table": ".influence.tables",
     "ShapeError": ".influence.errors",
@@ -93,6 +95,7 @@ __all__ = [
     # the one call, and reading its result back
     "attribute",
     "open_scores",
+    "average",
     "Scores",
     "Table",
     # what retraining says

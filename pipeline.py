@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,12 +86,12 @@ class OwnSettings:
 
 
 def attribute(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     train: Source,
     queries: Source | None = None,
     *,
     parameters: str | Sequence[str] = "head",
-    curvature: Curvature[Any] | None = None,
+    curvature: Curvature[Any] | Sequence[Curvature[Any]] | None = None,
     query_label: str = "true",
     weight_decay: float | None = None,
     train_scores: bool = False,
@@ -107,12 +108,14 @@ def attribute(
     """Which train examples, upweighted, would change the loss of each query: score[t, i] = + g_t^T H^+ g_i.
 
     Args:
-        model: Any torch module from inputs [b, ...] to logits [b, C]; left as it was found.
+        model: Any torch module from inputs [b, ...] to logits [b, C]; left as it was found. Of several (a list: trainings with
+            other seeds) the scores are averaged.
         train: The examples it was fitted on: a map-style data set of (x, y), or a pair of tensors (X, y).
         queries: Likewise; None scores the train set on itself.
         parameters: "head" (the last linear layer), "blocks:3" (the last 3 residual blocks and the head), "all", or names of
             parameters or modules.
-        curvature: None: `LinearHead()` for the head, `GaussNewton()` otherwise; with a `loss` of yours, `Hessian()`.
+        curvature: None: `LinearHead()` for the head, `GaussNewton()` otherwise; with a `loss` of yours, `Hessian()`. For
+            several models one for all, or a list.
         query_label: "true" or "predicted": the label that the loss of a query is taken at.
         weight_decay: L2 penalty of the training run, when known: for the report on stationarity, never added silently.
         train_scores: Also score the train set on itself, into `scores.on_train`.
@@ -147,6 +150,27 @@ def attribute(
     from .models.device import resolve_device
     from .reports.progress import reporting
 
+    if isinstance(model, list | tuple):
+        if out is not None or keep_curvature:
+            raise UsageError(
+                "Scores of several models are averaged in memory, without their curvatures; leave out out, and call .save(path) "
+                "on the average, and leave out keep_curvature."
+            )
+        options: dict[str, Any] = {
+            "parameters": parameters,
+            "query_label": query_label,
+            "weight_decay": weight_decay,
+            "train_scores": train_scores,
+            "loss": loss,
+            "dtype": dtype,
+            "device": device,
+            "batch_size": batch_size,
+            "memory": memory,
+            "progress": progress,
+        }
+        return _averaged(model, curvature, partial(attribute, train=train, queries=queries, **options))
+    if isinstance(curvature, Sequence):
+        raise UsageError(f"There are {len(curvature)} curvatures and one model; give one model a curvature of its own.")
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted.")
     if curvature is not None and (isinstance(curvature, type) or not hasattr(curvature, "fit")):
@@ -182,6 +206,16 @@ def attribute(
             interacting(variant.curvature)  # before the dear part
         plan = [(prepared, one) for one in variant.each_damping()]
         return score(plan, out, report, memory=budget, overwrite=overwrite, keep_curvature=keep_curvature)[""]
+
+
+def _averaged(models: Sequence[nn.Module], curvature: Any, one: Callable[..., Scores]) -> Scores:
+    """The mean of the scores of several models."""
+    from .influence.average import average
+
+    each = list(curvature) if isinstance(curvature, list | tuple) else [curvature] * len(models)
+    if len(each) != len(models):
+        raise UsageError(f"There are {len(each)} curvatures for {len(models)} models; give one for all, or one each.")
+    return average([one(model, curvature=own) for model, own in zip(models, each, strict=True)])
 
 
 def pretrain(

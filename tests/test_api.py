@@ -10,6 +10,7 @@ import upweight
 PUBLIC = [
     "attribute",
     "open_scores",
+    "average",
     "Scores",
     "Table",
     "retrain",

@@ -1,0 +1,110 @@
+"""Scores averaged over several trainings of one network: what one training owes to its seed averages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import UsageError
+from .examples import Examples
+from .ranking import ROWS
+from .scores import Scores
+
+SAME = ("unit", "query_label")
+"""What has to be said of all alike."""
+
+
+def average(scores: Sequence[Scores]) -> Scores:
+    """The mean of the scores of several models, or of several methods, for the same queries and train examples.
+
+    Args:
+        scores: Of each, in one unit; their ids must be the same in the same order.
+
+    Returns:
+        Mean scores, in memory. Losses and residuals of the examples are means too, and predictions those of the mean
+        probability; `meta["runs"]` says what each was made by.
+
+    Raises:
+        UsageError: There are fewer than two, or they are not of the same examples, label and unit.
+    """
+    every = list(scores)
+    if len(every) < 2:
+        raise UsageError(f"An average is taken over several scores, and {len(every)} are given; give at least two.")
+    for number, one in enumerate(every[1:], 2):
+        _check_same(every[0], one, number)
+    trained = [one.on_train for one in every]
+    return Scores(
+        _mean_matrix(every),
+        _mean_examples([one.queries for one in every]),
+        _mean_examples([one.train for one in every]),
+        meta=_meta(every),
+        on_train=average([one for one in trained if one is not None]) if all(trained) else None,
+        on_itself=every[0].on_itself,
+    )
+
+
+def _check_same(first: Scores, other: Scores, number: int) -> None:
+    for side in ("queries", "train"):
+        one, two = getattr(first, side), getattr(other, side)
+        if not (np.array_equal(one.index, two.index) and np.array_equal(one.label, two.label)):
+            raise UsageError(
+                f"Scores 1 and {number} are not of the same {side}: ids or labels differ; average scores of the same examples "
+                "in the same order."
+            )
+    for name in SAME:
+        if first.meta.get(name) != other.meta.get(name):
+            raise UsageError(
+                f"Scores 1 and {number} differ in {name}: {first.meta.get(name)} and {other.meta.get(name)}; average what is "
+                "alike."
+            )
+    if not np.array_equal(first.target(), other.target()):
+        raise UsageError(
+            f"The models of scores 1 and {number} predict different classes, and each query's loss is taken at the predicted "
+            "one; average scores at the true label."
+        )
+
+
+def _mean_matrix(every: Sequence[Scores]) -> NDArray[Any]:
+    m, n = every[0].matrix.shape
+    mean = np.empty((m, n), dtype=np.result_type(*(np.asarray(one.matrix[0:1]).dtype for one in every)))
+    for start in range(0, m, ROWS):
+        rows = slice(start, min(start + ROWS, m))
+        mean[rows] = sum(np.asarray(one.matrix[rows], dtype=np.float64) for one in every) / len(every)
+    return mean
+
+
+def _mean_examples(every: Sequence[Examples]) -> Examples:
+    """Features of different networks have nothing in common, and are left out."""
+    first = every[0]
+    residuals = [one.residual for one in every if one.residual is not None]
+    residual, prediction = None, first.prediction
+    if len(residuals) == len(every):
+        residual = np.mean(residuals, axis=0)
+        probability = residual.copy()
+        probability[np.arange(len(first)), first.label] += 1
+        prediction = probability.argmax(1)
+    return Examples(
+        index=first.index,
+        label=first.label,
+        prediction=prediction,
+        loss=np.mean([one.loss for one in every], axis=0),
+        residual=residual,
+    )
+
+
+def _meta(every: Sequence[Scores]) -> dict[str, Any]:
+    """What all say alike; the curvature of each by its place in the list."""
+    first = every[0].meta
+    alike = {name: value for name, value in first.items() if all(one.meta.get(name) == value for one in every)}
+    curvatures = [one.meta.get("curvature", {}) for one in every]
+    names = dict.fromkeys(one.get("name", "scores") for one in curvatures)
+    warnings = list(dict.fromkeys(warning for one in every for warning in one.meta.get("warnings", [])))
+    return alike | {
+        "curvature": {"name": "+".join(names), "average": len(every)},
+        "sign": f"mean over {len(every)} of: {first.get('sign', '')}",
+        "runs": curvatures,
+        "warnings": warnings,
+    }
