@@ -157,3 +157,30 @@ def test_what_cannot_be_projected_is_refused():
         score(problem, Projected(width=10_000), memory=1000)
     with pytest.raises(UsageError, match="43 parameters have no 44 orthogonal directions"):
         score(problem, Projected(width=44, draw="orthogonal"))
+
+
+def test_trak_as_released_approaches_exact_trak_rows_like_ours(tmp_path):
+    """It scores the margin of a query, ours its loss: one factor a query, which no correlation sees."""
+    trak = pytest.importorskip("trak", reason="TRAK is not installed")
+    problem, width, damping = digits_like(), 512, 1e-2
+    single = problem.to(torch.float32)
+    model = single.model.eval()
+    traker = trak.TRAKer(
+        model, "image_classification", problem.n, save_dir=tmp_path, device="cpu", proj_dim=width,
+        use_half_precision=False, lambda_reg=problem.n * damping * width / problem.p, logging_level=40,
+    )  # fmt: skip
+    state = model.state_dict()
+    traker.load_checkpoint(state, model_id=0)
+    traker.featurize(batch=single.train, num_samples=problem.n)
+    traker.finalize_features()
+    traker.start_scoring_checkpoint(exp_name="q", checkpoint=state, model_id=0, num_targets=problem.m)
+    traker.score(batch=single.queries, num_samples=problem.m)
+    theirs = np.array(traker.finalize_scores(exp_name="q")).T
+    exact = score(single, GaussNewton(rows="trak", damping=damping)).matrix
+    ours = score(single, Projected(width=width, damping=damping)).matrix
+
+    def likeness(got):
+        """Correlation with exact rows, query by query."""
+        return np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(got, exact, strict=True)])
+
+    assert likeness(ours) > 0.8 and likeness(ours) > likeness(theirs) - 0.05, (likeness(ours), likeness(theirs))
