@@ -134,7 +134,7 @@ class AttributeSettings:
                 raise UsageError(f"also names {name!r}; choose among {', '.join(ALSO)}.")
         if self.curvature not in ("gauss-newton", "projected", *KRONECKER, "auto") and self.rows != "logits":
             raise UsageError(
-                f"rows belong to gauss-newton and projected, kfac and ekfac; the curvature here is {self.curvature}."
+                f"rows belong to gauss-newton, kfac, ekfac and projected; the curvature here is {self.curvature}."
             )
         if self.curvature == "projected" and self.rows == "sampled":
             raise UsageError(

@@ -11,6 +11,9 @@ import upweight
 from cases import BY_NAME
 from tiny import done, refused, strict_json
 from upweight import (
+    EKFAC,
+    KFAC,
+    ConjugateGradient,
     GaussNewton,
     GradientDot,
     Hessian,
@@ -160,6 +163,18 @@ def prepared(case="head"):
         ),
         ("mlp", {"curvature": "projected", "rows": "trak", "width": 64}, Projected(rows="trak", width=64)),
         ("mlp", {"curvature": "projected"}, Projected(rows="logits")),
+        ("head", {"curvature": "kfac", "others": "skip"}, KFAC(others="skip")),
+        (
+            "mlp",
+            {"curvature": "ekfac", "rows": "label", "damping": (0.1, "auto")},
+            EKFAC(rows="label", damping=(0.1, "auto")),
+        ),
+        ("mlp", {"curvature": "conjugate-gradient", "rtol": 1e-3}, ConjugateGradient(rtol=1e-3)),
+        (
+            "mlp",
+            {"curvature": "conjugate-gradient-hessian", "damping": (1.0,), "max_steps": 7},
+            ConjugateGradient(curvature="hessian", damping=1.0, max_steps=7),
+        ),
     ],
 )
 def test_settings_become_a_curvature(case, settings, curvature):
@@ -169,7 +184,10 @@ def test_settings_become_a_curvature(case, settings, curvature):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"rows": "margin"}, "rows belong to gauss-newton and projected; the curvature here is linear-head"),
+        (
+            {"rows": "margin"},
+            "rows belong to gauss-newton, kfac, ekfac and projected; the curvature here is linear-head",
+        ),
         ({"absolute": 1e-3}, "belong to the hessian; the curvature here is linear-head"),
     ],
 )
