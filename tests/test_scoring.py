@@ -178,7 +178,8 @@ def prepared(case="head"):
     ],
 )
 def test_settings_become_a_curvature(case, settings, curvature):
-    assert scoring.make_curvature(prepared(case), AttributeSettings(**settings)) == curvature
+    made = scoring.make_curvature(prepared(case), AttributeSettings(**settings))
+    assert type(made) is type(curvature) and made.settings() == curvature.settings()
 
 
 @pytest.mark.parametrize(
