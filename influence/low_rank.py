@@ -181,7 +181,7 @@ class LowRank(ABC):
         whole = held + state.left_out.trace  # NaN where what is left out may have both signs
         return replace(
             facts,
-            trace_kept=facts.trace_kept if whole == 0 else facts.trace_kept * min(1.0, held / whole),
+            trace_kept=facts.trace_kept if whole == 0 else facts.trace_kept * min(held / whole, 1.0),
             left_out=state.left_out.norm,
         )
 

@@ -30,8 +30,8 @@ class RowProducts:
     """V -> H V for the mean Gauss-Newton matrix."""
 
     rows: RowSet
-    pairs: list[Int[Tensor, "in out"]]
-    """Places in theta of the weights (and biases) that each pair of the rows stands for."""
+    pairs: list[Int[Tensor, "_ _"]]
+    """Places in theta of the weights (and biases) that each pair of the rows stands for, [in, out]."""
     written: Int[Tensor, " q"]
     """Places in theta of the columns that are written out."""
 

@@ -111,11 +111,13 @@ class TestScores:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"curvature": "fisher"}, "curvature must be 'ggn' or 'hessian', got 'fisher'"),
+        pytest.param(
+            {"curvature": "fisher"}, "curvature must be 'ggn' or 'hessian', got 'fisher'", marks=pytest.mark.untyped
+        ),
         ({"block": 0}, "block must be at least 1"),
         ({"rank": 50, "subspace": 49}, "subspace must be at least the rank 50, got 49"),
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
-        ({"negative": "flip"}, "negative must be 'invert' or 'drop'"),
+        pytest.param({"negative": "flip"}, "negative must be 'invert' or 'drop'", marks=pytest.mark.untyped),
         ({"rank": 0}, "rank must be at least 1"),
     ],
 )

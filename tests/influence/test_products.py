@@ -144,6 +144,7 @@ def test_another_loss_has_a_hessian_and_no_gauss_newton_matrix():
         Products(side)
 
 
+@pytest.mark.untyped
 def test_kind_is_checked():
     with pytest.raises(UsageError, match="'fisher'"):
         Products(train_side(BY_NAME["head"].build()), "fisher")

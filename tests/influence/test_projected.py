@@ -138,7 +138,11 @@ def _plan_order(problem):
     ("options", "said"),
     [
         ({"rows": "sampled"}, "rows must be one of trak, margin, logits, label, got 'sampled'"),
-        ({"draw": "fft"}, "draw must be one of rademacher, gaussian, orthogonal, got 'fft'"),
+        pytest.param(
+            {"draw": "fft"},
+            "draw must be one of rademacher, gaussian, orthogonal, got 'fft'",
+            marks=pytest.mark.untyped,
+        ),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"damping": 0.0}, "Projected needs a finite damping > 0, got 0.0"),
         ({"damping": [0.1, float("nan")]}, "Projected needs a finite damping > 0, got nan"),
