@@ -61,7 +61,7 @@ def unrolled_plan(run: Run, settings: AttributeSettings, report: Progress | None
     settings = replace(settings, parameters=",".join(recording.trained))
     prepared = prepared_sides(run.model.model, sides, settings, recording.weight_decay, report)
     main = Variant(
-        curvature=Unrolled(recording),
+        curvature=Unrolled(recording, last=settings.last),
         query_label=settings.query_label,  # type: ignore[arg-type]  # checked by the settings
         train_scores=settings.train_scores,
     )

@@ -288,11 +288,18 @@ class Tape:
         training: What is replayed.
         device: Where.
         budget: Bytes that may be kept.
-        told: Called with steps done and their number, as far as it is known.
+        first: The stretch that `backwards` ends with; those before it are only run.
+        told: Called with stretches done and their number.
     """
 
     def __init__(
-        self, training: Training, device: torch.device, budget: int, told: Callable[[int, int], None] | None = None
+        self,
+        training: Training,
+        device: torch.device,
+        budget: int,
+        *,
+        first: int = 0,
+        told: Callable[[int, int], None] | None = None,
     ) -> None:
         self.training, self.device = training, device
         state = beginning(training, device)
@@ -301,11 +308,12 @@ class Tape:
         self.length = 0
         size = _nbytes(state)
         parts = training.stretches
-        apart = 1 if 2 * size * parts <= budget else max(1, round(parts**0.5))
+        apart = 1 if 2 * size * (parts - first) <= budget else max(1, round((parts - first) ** 0.5))
         for stretch in range(parts):
-            if stretch % apart == 0:
+            wanted = stretch >= first
+            if wanted and (stretch - first) % apart == 0:
                 self._starts[stretch] = state
-            state, moments = run_stretch(training, stretch, state, keep=True)
+            state, moments = run_stretch(training, stretch, state, keep=wanted)
             self.length += len(moments)
             self._kept.append(moments)
             if size * self.length > budget:

@@ -31,6 +31,7 @@ OWNED = {
     "others": KRONECKER,
     "rtol": CONJUGATE,
     "max_steps": CONJUGATE,
+    "last": ("unrolled",),
 }
 """Options of some curvatures alone: they decide nothing for others, and their defaults are no part of what those are told by."""
 ROWS = ("logits", "margin", "trak", "label", "sampled")
@@ -76,6 +77,9 @@ class AttributeSettings:
 
     max_steps: int = 1000
     """Steps of conjugate-gradient after which a query that is not solved is an error."""
+
+    last: int | None = None
+    """Epochs at the end of the training that unrolled goes back through; not given: all."""
 
     leave_one_out: str | None = field(default=None, metadata={"switch": "score"})
     """Correct linear-head's or gauss-newton's scores for the leverage of the example that is removed: score (one Newton step), or

@@ -62,6 +62,9 @@ class Unrolled:
 
     recording: Training
     """The training: `upweight.Recording`, or `upweight.open_recording(run)`."""
+    last: int | None = None
+    """Stretches at its end (epochs of a run) that are differentiated, the weights before them being taken as they were; None:
+    all. Where the first steps of a training decide wildly, less tells more."""
 
     unit: ClassVar[str] = "nats per unit weight"
     sign: ClassVar[str] = (
@@ -79,13 +82,17 @@ class Unrolled:
                 f"recording is {self.recording!r:.80}; give an upweight.Recording, or upweight.open_recording(run)."
             )
 
+        if self.last is not None and self.last < 1:
+            raise UsageError(f"last must be at least 1, got {self.last}; leave it out for the whole training.")
+
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart.
 
         Returns:
             Name, and a digest of the recorded training.
         """
-        return {"name": "Unrolled", "recording": self.recording.digest()}
+        told = {} if self.last is None else {"last": self.last}
+        return {"name": "Unrolled", "recording": self.recording.digest(), **told}
 
     def fit(self, train: Side, *, like: UnrolledState | None = None, work: Work = ANY) -> UnrolledState:
         """Replay the training, and see that it is the one that made the model.
@@ -105,7 +112,9 @@ class Unrolled:
             return like
         self._check_sides(train)
         check_repeatable(self.recording, train.problem.device)
-        tape = Tape(self.recording, train.problem.device, work.budget(train.problem.device) // 2, work.told)
+        first = 0 if self.last is None else max(0, self.recording.stretches - self.last)
+        device = train.problem.device
+        tape = Tape(self.recording, device, work.budget(device) // 2, first=first, told=work.told)
         made = {
             **fixed_weights(self.recording, next(iter(tape.end.theta.values()))),
             **tape.end.theta,

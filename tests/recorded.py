@@ -60,15 +60,15 @@ class Trained:
     def n(self):
         return len(self.y)
 
-    def fit(self, eps=None):
-        """Torch's SGD over the batches, every example's loss with a weight of its own."""
+    def fit(self, eps=None, since=0):
+        """Torch's SGD over the batches, every example's loss with a weight of its own from some step on."""
         model = copy.deepcopy(self.start)
         optimizer = torch.optim.SGD(model.parameters(), 1.0, self.momentum, weight_decay=self.decay)
-        for rows, rate in zip(self.batches, self.rates, strict=True):
+        for number, (rows, rate) in enumerate(zip(self.batches, self.rates, strict=True)):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             losses = nn.functional.cross_entropy(model(self.X[rows]), self.y[rows], reduction="none")
-            (losses if eps is None else eps[rows] * losses).mean().backward()
+            (losses if eps is None or number < since else eps[rows] * losses).mean().backward()
             optimizer.step()
         return model.eval()
 
@@ -76,10 +76,10 @@ class Trained:
         with torch.no_grad():
             return nn.functional.cross_entropy(model(self.queries[0]), self.queries[1], reduction="none")
 
-    def slope(self, direction, h=1e-4):
+    def slope(self, direction, h=1e-4, since=0):
         """Central difference of the queries' final losses, example weights moved along a direction: -n x it is a score."""
         one = torch.ones_like(direction)
-        ends = [self.losses(self.fit(one + sign * h * direction)) for sign in (1, -1)]
+        ends = [self.losses(self.fit(one + sign * h * direction, since)) for sign in (1, -1)]
         return -self.n * (ends[0] - ends[1]) / (2 * h)
 
     def recording(self, **changed):

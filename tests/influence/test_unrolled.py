@@ -39,6 +39,14 @@ class TestAgainstReruns:
         got = score(case).matrix @ direction.numpy()
         assert abs(got - want).max() < 1e-6 * abs(want).max()
 
+    @pytest.mark.parametrize("memory", ["1GB", 1000])
+    def test_the_end_of_a_training_alone(self, memory):
+        case = trained("cnn")  # 15 steps in stretches of 4, the last of 3
+        direction = torch.linspace(-1, 1, case.n, dtype=torch.float64)
+        want = case.slope(direction, since=8).numpy()
+        got = score(case, curvature=Unrolled(case.recording(), last=2), memory=memory).matrix @ direction.numpy()
+        assert abs(got - want).max() < 1e-6 * abs(want).max()
+
     def test_without_momentum_and_decay(self):
         case = trained()
         case.momentum = case.decay = 0.0
@@ -252,6 +260,13 @@ class TestRefusals:
             score(case, recording, loss=lambda z, y: nn.functional.cross_entropy(z, y, reduction="none"))
         with pytest.raises(UsageError, match="is not both in the model and in the recording"):
             score(case, recording, model=nn.Sequential(nn.Identity(), *case.model), parameters="all")
+
+    def test_last(self):
+        recording = trained().recording()
+        with pytest.raises(UsageError, match="last must be at least 1"):
+            Unrolled(recording, last=0)
+        told = [Unrolled(recording, last=last).settings() for last in (None, 2)]
+        assert told[0] != told[1]
 
     def test_no_recording(self):
         for wrong in (3, Recording):

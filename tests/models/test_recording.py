@@ -109,6 +109,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
+            (("--last", 0), "last must be at least 1"),
             (("--damping", 0.1), "has no curvature to damp or cut"),
             (("--also", "block"), "only predicted ones are made"),
             (("--dry-run",), "has no estimate"),
