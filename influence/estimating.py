@@ -7,8 +7,10 @@ from typing import Any
 
 from .attribute import Variant
 from .calibrate import Machine
+from .conjugate_gradient import ConjugateGradient
 from .costs import Task, akin, dense_hessian, gradient_dot, preparing
 from .costs_head import linear_head
+from .costs_kronecker import conjugate_gradient, kronecker
 from .costs_low_rank import low_rank, projected
 from .costs_newton import gauss_newton
 from .estimate import Estimate, Matrix, Stage, shown_bytes
@@ -16,6 +18,7 @@ from .gauss_newton import GaussNewton
 from .gradient_dot import GradientDot
 from .head import LinearHead
 from .hessian import Hessian
+from .kronecker_curvature import KroneckerCurvature
 from .low_rank import LowRank
 from .projected import Projected
 from .sample import Sampled
@@ -72,6 +75,10 @@ def _variant(task: Task) -> tuple[list[Stage], Matrix, list[str]]:
         return *gauss_newton(task), []
     if isinstance(curvature, Hessian):
         return *dense_hessian(task), []
+    if isinstance(curvature, KroneckerCurvature):
+        return *kronecker(task), []
+    if isinstance(curvature, ConjugateGradient):
+        return conjugate_gradient(task)
     if isinstance(curvature, LowRank):
         return *low_rank(task), []
     if isinstance(curvature, Projected):
