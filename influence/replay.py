@@ -24,6 +24,7 @@ Weights = Mapping[str, Tensor]
 TRIED = 3  # steps that are run twice
 
 
+@runtime_checkable
 class Step(Protocol):
     """One step of a training."""
 

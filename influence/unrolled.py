@@ -303,15 +303,20 @@ def _at_the_end(tape: Tape, queries: Side, rows: slice) -> tuple[Adjoint, Adjoin
     leaves = {**theta, **statistics}
     x = to_problem(problem, queries.reader.block(rows)[0])
     residual = queries.residual[rows].to(problem.dtype)
+    found: dict[str, list[Tensor]] = {name: [] for name in leaves}
     with torch.enable_grad(), applied(training.model, statistics):
         logits = training.logits({**fixed, **buffers, **theta}, x)
-    found: dict[str, list[Tensor]] = {name: [] for name in leaves}
-    for t in range(len(x)):
-        gradients = torch.autograd.grad(
-            logits[t], list(leaves.values()), residual[t], retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for name, gradient in zip(leaves, gradients, strict=True):
-            found[name].append(gradient)
+        for t in range(len(x)):
+            gradients = torch.autograd.grad(
+                logits[t],
+                list(leaves.values()),
+                residual[t],
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for name, gradient in zip(leaves, gradients, strict=True):
+                found[name].append(gradient)
     adjoint = {name: torch.stack(parts) for name, parts in found.items()}
     return {name: adjoint[name] for name in theta}, {name: adjoint[name] for name in statistics}
 
