@@ -246,7 +246,7 @@ def _after(training: Training, step: Step, state: State, fixed: Weights) -> Stat
             pull = gradient.add(state.theta[name], alpha=training.weight_decay)
             new_velocity[name] = state.velocity[name].mul(training.momentum).add_(pull)
             new_theta[name] = state.theta[name].add(new_velocity[name], alpha=-step.rate)
-    return State(new_theta, new_velocity, buffers, state.statistics | caught.keys())
+    return State(new_theta, new_velocity, buffers, state.statistics.union(caught))
 
 
 def fixed_weights(training: Training, like: Tensor) -> dict[str, Tensor]:
