@@ -65,8 +65,9 @@ class ConjugateGradient:
     unit: ClassVar[str] = "nats per unit weight"
 
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue, positive; "auto", for the Gauss-Newton matrix: the weight decay, or a 300th of the largest
-    eigenvalue when that is more. Of a list `attribute` gives the scores of every entry, the first as the main ones."""
+    """Added to every eigenvalue, positive; "auto", for the Gauss-Newton matrix: three weight decays or a 1,000th of the largest
+    eigenvalue, whichever is more; of a head the weight decay. Of a list `attribute` gives the scores of every entry, the first as
+    the main ones."""
     rtol: float = 1e-6
     """Residual to reach, relative to the query's gradient."""
     max_steps: int = 1_000

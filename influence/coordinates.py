@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .blas import product
 from .curvature import Curvature
-from .damping import AUTO_SHARE, each
+from .damping import automatic, each
 from .gauss_newton import GaussNewton
 from .head import LinearHead, augmented
 from .head_features import row_space
@@ -131,7 +131,7 @@ def _head(curvature: LinearHead, train: Side, queries: Side) -> Coordinates | No
     )
     damping = each(curvature.damping)[0]
     if damping == "auto":  # as `LinearHead` has it
-        damping = train.problem.weight_decay or float(eigen.lam[0]) / AUTO_SHARE
+        damping = automatic(float(eigen.lam[0]), train.problem.weight_decay, head=True)
     return _bare(eigen, own, asked, Inversion(damping=damping, rcond=curvature.rcond))
 
 

@@ -8,9 +8,26 @@ from typing import Any, Literal
 from .. import UsageError
 
 Damping = float | Literal["auto"]
-AUTO_SHARE = 300  # damping="auto" is the largest eigenvalue over this, or the weight decay when that is larger
+AUTO_SHARE = 1_000  # damping="auto" is the largest eigenvalue over this, or so many weight decays when that is more
+AUTO_DECAYS = 3
 PREFIX = "damping="
 """Before the value, in the name of a variant."""
+
+
+def automatic(lambda_max: float, weight_decay: float | None, *, head: bool) -> float:
+    """What "auto" stands for: the rule with the smallest regret on the tasks of docs/benchmarks.md, where it was chosen.
+
+    Args:
+        lambda_max: Largest eigenvalue of the curvature.
+        weight_decay: L2 penalty of the training, when known.
+        head: The head alone is analysed, so that the objective is convex and its penalty is the exact damping.
+
+    Returns:
+        Of a head the weight decay, where there is one; else three weight decays or a 1,000th of the largest eigenvalue, whichever
+        is more.
+    """
+    decay = weight_decay or 0.0
+    return decay if head and decay else max(AUTO_DECAYS * decay, lambda_max / AUTO_SHARE)
 
 
 def checked(damping: Any, *, auto: bool = False) -> Damping | tuple[Damping, ...]:

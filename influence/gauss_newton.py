@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import UsageError
 from .blas import product
 from .damped import SINGLE_CONDITION, Cholesky, check_residual, cholesky, largest_eigenvalue
-from .damping import AUTO_SHARE, Damping, checked, each, single
+from .damping import Damping, automatic, checked, each, single
 from .errors import SolveError
 from .factors import KINDS, Rows, make_factor
 from .gram import Precision, cross_gram
@@ -73,8 +73,8 @@ class GaussNewton:
     form: Literal["auto", "primal", "dual"] = "auto"
     """Which matrix is inverted: A^T A [p, p] or A A^T [N, N]; "auto" takes the smaller."""
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue; "auto": the weight decay, or a 300th of the largest eigenvalue when that is more. Of a list
-    `attribute` gives the scores of every entry, the first as the main ones."""
+    """Added to every eigenvalue; "auto": three weight decays or a 1,000th of the largest eigenvalue, whichever is more; of a
+    head the weight decay. Of a list `attribute` gives the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
     leave_one_out: LeaveOneOut = False
@@ -174,7 +174,8 @@ class GaussNewton:
         given = single(self.damping)
         whole = given == 0 or self.rcond is not None
         eigen = base.eigen(vectors=whole)
-        auto = max(base.rows.side.problem.weight_decay or 0.0, base.lambda_max / AUTO_SHARE)
+        problem = base.rows.side.problem
+        auto = automatic(base.lambda_max, problem.weight_decay, head=problem.linear) if given == "auto" else 0.0
         damping = auto if given == "auto" else float(given)
         rule = Inversion(damping=damping, rcond=self.rcond)
         if whole:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import in_units, product
-from .damping import AUTO_SHARE, Damping, checked, each, single
+from .damping import Damping, automatic, checked, each, single
 from .factors import make_factor
 from .head_features import row_space
 from .head_hessian import SoftmaxHessian, softmax_hessian
@@ -77,8 +77,8 @@ class LinearHead:
 
     damping: Damping | Sequence[Damping] = 0.0
     """Added to every eigenvalue of the mean Hessian; exact when it is the L2 penalty that the head was fitted with. "auto": the
-    weight decay, which is that penalty, or a 300th of the largest eigenvalue where none is known. Of a list `attribute` gives the
-    scores of every entry, the first as the main ones."""
+    weight decay, which is that penalty, or a 1,000th of the largest eigenvalue where none is known. Of a list `attribute` gives
+    the scores of every entry, the first as the main ones."""
     rcond: float | None = None
     """Cutoff relative to the largest eigenvalue; None: size times rounding unit, and none when damped."""
     leave_one_out: bool | Literal["loss"] = False
@@ -255,7 +255,7 @@ class LinearHead:
             return Inversion(damping=given, rcond=self.rcond)
         if weight_decay:
             return Inversion(damping=weight_decay, rcond=self.rcond)
-        return lambda hessian: Inversion(damping=extreme(hessian) / AUTO_SHARE, rcond=self.rcond)
+        return lambda hessian: Inversion(damping=automatic(extreme(hessian), None, head=True), rcond=self.rcond)
 
 
 def augmented(side: Side, rows: slice) -> Float[Tensor, "b A"]:

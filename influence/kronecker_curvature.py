@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import product
-from .damping import AUTO_SHARE, Damping, checked, each, single
+from .damping import Damping, automatic, checked, each, single
 from .factors import KINDS, Rows, make_factor
 from .kronecker import KroneckerMatrix, Others
 from .kronecker_fit import Kind, fit_kronecker
@@ -22,6 +22,7 @@ from .solve import Eigen, Inversion
 from .spectrum import Spectrum
 from .work import ANY, Work
 
+MEAN_SHARE = 10  # damping="auto" is the mean eigenvalue over this
 SHOWN = 100_000  # eigenvalues up to which all of them are kept with the scores
 
 
@@ -40,8 +41,9 @@ class KroneckerCurvature(ABC):
     unit: ClassVar[str] = "nats per unit weight"
 
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue of every block, positive; "auto": the weight decay, or a 300th of the largest eigenvalue when
-    that is more. Of a list `attribute` gives the scores of every entry, the first as the main ones."""
+    """Added to every eigenvalue of every block, positive; "auto": a tenth of the mean eigenvalue (Grosse et al. 2023,
+    arXiv:2308.03296): blocks that leave out what layers share want less than the exact matrix. Of a list `attribute` gives the
+    scores of every entry, the first as the main ones."""
     rows: Rows = "logits"
     """Whose products the factors are made from: "logits" (the exact mean over the network's own labels), "margin", "trak",
     "label" (the empirical Fisher), or "sampled" (labels drawn from the network)."""
@@ -100,7 +102,8 @@ class KroneckerCurvature(ABC):
             matrix.keep(work.budget(train.logits.device))
         else:
             matrix = like.matrix
-        return KroneckerState(matrix, chosen_damping(single(self.damping), train, matrix.lambda_max))
+        given = single(self.damping)
+        return KroneckerState(matrix, float(matrix.lam.mean()) / MEAN_SHARE if given == "auto" else float(given))
 
     def solve(self, state: KroneckerState, queries: Side, rows: slice) -> Float[Tensor, "b k"]:
         """Query gradients in the bases of the blocks, over the damped eigenvalues.
@@ -198,8 +201,8 @@ def chosen_damping(damping: Damping, train: Side, lambda_max: float) -> float:
         lambda_max: Largest eigenvalue of the curvature.
 
     Returns:
-        For "auto" the weight decay, or a 300th of the largest eigenvalue when that is more.
+        For "auto" what `automatic` gives.
     """
     if damping == "auto":
-        return max(train.problem.weight_decay or 0.0, lambda_max / AUTO_SHARE)
+        return automatic(lambda_max, train.problem.weight_decay, head=train.problem.linear)
     return float(damping)

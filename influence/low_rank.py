@@ -62,8 +62,9 @@ class LowRank(ABC):
     rank: int = 100
     """Eigenvectors, at most p."""
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue. "auto": the weight decay or a 300th of the largest eigenvalue, whichever is more. Of a list
-    `attribute` gives the scores of every entry, the first as the main ones, from one decomposition."""
+    """Added to every eigenvalue. "auto": three weight decays or a 1,000th of the largest eigenvalue, whichever is more; of a
+    head the weight decay. Of a list `attribute` gives the scores of every entry, the first as the main ones, from one
+    decomposition."""
     complement: Complement = "damping"
     """What inverts the part of a gradient outside the subspace: "damping" alone, or nothing ("drop")."""
     seed: int = 0

@@ -74,8 +74,9 @@ class Projected:
     width: int = 2048
     """Columns of P."""
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue of the mean curvature. "auto": the weight decay or a 300th of the largest eigenvalue of the
-    projected rows, whichever is more. Of a list `attribute` gives the scores of every entry, the first as the main ones."""
+    """Added to every eigenvalue of the mean curvature. "auto": three weight decays or a 1,000th of the largest eigenvalue of
+    the projected rows, whichever is more; of a head the weight decay. Of a list `attribute` gives the scores of every entry, the
+    first as the main ones."""
     draw: Draw = "rademacher"
     """Entries of P: "rademacher", signs; "gaussian"; "orthogonal", orthogonal columns: exact at a width of p, and held whole."""
     seed: int = 0

@@ -55,9 +55,10 @@ class AttributeSettings:
     the run's own training, in all that it trained), gradient-dot or gradient-cosine."""
 
     damping: tuple[float | Literal["auto"], ...] = ()
-    """Added to every eigenvalue of the mean curvature; auto is the weight decay or a 300th of the largest eigenvalue, whichever
-    is more, and for linear-head the weight decay wherever there is one. Of several the first makes the main scores, the others
-    stand beside them (damping=0.01). Not given: 0 for linear-head and hessian, auto otherwise."""
+    """Added to every eigenvalue of the mean curvature; auto is three weight decays or a 1,000th of the largest eigenvalue,
+    whichever is more, of the head alone the weight decay, and for kfac and ekfac a tenth of the mean eigenvalue. Of several the
+    first makes the main scores, the others stand beside them (damping=0.01). Not given: 0 for linear-head and hessian, auto
+    otherwise."""
 
     rows: str = "logits"
     """Factor of gauss-newton, kfac, ekfac and projected: logits (exact), margin, trak, label, or sampled (not projected)."""

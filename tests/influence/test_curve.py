@@ -137,7 +137,7 @@ def test_the_damping_that_made_the_losses_is_found():
         made = curve_of(problem, GaussNewton(), truth)
         assert made.recommended / largest == pytest.approx(share, rel=0.01), "on the grid of half powers of ten"
         assert made.score.mean > 0.9
-        assert made.given == pytest.approx(largest / 300, rel=1e-6)
+        assert made.given == pytest.approx(largest / 1000, rel=1e-6)
 
 
 def test_the_choice_and_the_report_use_different_halves():

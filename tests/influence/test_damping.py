@@ -60,7 +60,7 @@ def test_each_damping_is_that_of_the_loops(case, curvature):
     ask = parts(BY_NAME[case])
     H = ask.hessian if isinstance(curvature, Hessian) else ask.ggn
     for damping, scores in score(case, curvature).at_damping.items():
-        lam = np.linalg.eigvalsh(H)[-1] / 300 if damping == "auto" else damping
+        lam = np.linalg.eigvalsh(H)[-1] / 1000 if damping == "auto" else damping
         if getattr(curvature, "leave_one_out", False):
             want = reference.leave_one_out_scores(ask.G_query, ask.kinds["logits"], ask.G_train, lam)
         else:

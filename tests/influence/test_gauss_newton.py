@@ -23,18 +23,23 @@ def score(problem, curvature, **options):
 class TestDamping:
     @pytest.mark.parametrize("form", ["primal", "dual"])
     @pytest.mark.parametrize("name", ["mlp", "conv", "head"])
-    def test_auto_is_a_300th_of_the_largest_eigenvalue(self, name, form):
+    def test_auto_is_a_1000th_of_the_largest_eigenvalue(self, name, form):
         ask = parts(BY_NAME[name])
         largest = np.linalg.eigvalsh(ask.ggn)[-1]
         spectrum = score(ask.problem, GaussNewton(form=form)).spectrum
-        assert spectrum.damping == pytest.approx(largest / 300, rel=1e-6)
+        assert spectrum.damping == pytest.approx(largest / 1000, rel=1e-6)
         assert spectrum.lambda_max == pytest.approx(largest, rel=1e-6)
 
-    def test_auto_is_the_weight_decay_when_that_is_more(self):
+    def test_auto_is_three_weight_decays_when_that_is_more(self):
         ask = parts(BY_NAME["mlp"])
         scores = score(ask.problem, GaussNewton(), weight_decay=0.7)
-        assert scores.spectrum.damping == pytest.approx(0.7)
-        assert_scores(scores.matrix, ask.through(reference.inverse(ask.ggn, damping=0.7)), 1e-8)
+        assert scores.spectrum.damping == pytest.approx(2.1)
+        assert_scores(scores.matrix, ask.through(reference.inverse(ask.ggn, damping=2.1)), 1e-8)
+
+    def test_auto_of_a_head_is_its_weight_decay_however_small(self):
+        ask = parts(BY_NAME["head"])
+        scores = score(ask.problem, GaussNewton(), weight_decay=1e-5)
+        assert scores.spectrum.damping == pytest.approx(1e-5)
 
     def test_a_small_weight_decay_does_not_lower_it(self):
         ask = parts(BY_NAME["mlp"])

@@ -153,14 +153,14 @@ class TestLayers:
 
 class TestDamping:
     @BOTH
-    def test_auto_follows_the_largest_eigenvalue_of_the_approximation(self, build):
+    def test_auto_is_a_tenth_of_the_mean_eigenvalue_of_the_approximation(self, build):
         ask = parts(BY_NAME["mlp"])
-        largest = np.linalg.eigvalsh(ask.kronecker[build.__name__.lower()])[-1]
+        lam = np.linalg.eigvalsh(ask.kronecker[build.__name__.lower()])
         spectrum = score(ask.problem, build()).spectrum
-        assert spectrum.lambda_max == pytest.approx(largest, rel=1e-9)
-        assert spectrum.damping == pytest.approx(largest / 300, rel=1e-9)
+        assert spectrum.lambda_max == pytest.approx(lam[-1], rel=1e-9)
+        assert spectrum.damping == pytest.approx(lam.mean() / 10, rel=1e-9)
         assert spectrum.size == ask.problem.p
-        assert score(ask.problem, build(), weight_decay=0.7).spectrum.damping == pytest.approx(0.7)
+        assert score(ask.problem, build(), weight_decay=0.7).spectrum.damping == spectrum.damping
 
     def test_a_list_reuses_the_factors(self, monkeypatch):
         fits = []
