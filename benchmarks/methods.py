@@ -93,13 +93,20 @@ ALL = ("head", "cnn", "resnet")
 class Ours(Run):
     """A call of `upweight.attribute`; a list of dampings goes to the curvature as such."""
 
-    def __init__(self, problem: Problem, curvature: Callable[[Any, Any], Any], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        curvature: Callable[[Any, Any], Any],
+        dtype: torch.dtype = torch.float32,
+        parameters: Any = None,
+    ) -> None:
         import upweight
 
         import_module("upweight.influence.attribute")  # loaded on first use otherwise
         super().__init__(lambda: True, lambda _, at: self.several([at])[0], problem.spec.damping)
         self.upweight, self.problem = upweight, problem.to(dtype)
         self.curvature, self.dtype = curvature, dtype
+        self.parameters = problem.parameters if parameters is None else parameters
         self.seconds: dict[str, float] = {}
         self.facts: Any = None
         """What the last call said of its curvature."""
@@ -120,7 +127,7 @@ class Ours(Run):
             problem.train,
             problem.queries,
             progress=progress,
-            parameters=problem.parameters,
+            parameters=self.parameters,
             curvature=chosen,
             weight_decay=problem.weight_decay,
             dtype=self.dtype,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import methods as speed
-from ..methods import Run, ours
+from ..methods import Ours, Run, ours
 from ..problems import Problem
 from .baselines import cosine_of_features, nearest_pixels, random_scores, residual_product
-from .peers import captum_tracin, cg, dattri_trak, linear_layers_only, lissa, pydvl_cg
+from .peers import captum_tracin, cg, dattri_trak, linear_layers, linear_layers_only, lissa, pydvl_cg
 
 NETS = ("cnn", "tail", "mlp")
 ALL = ("head", *NETS)
@@ -112,6 +112,11 @@ for _key, (_class, _kinds, _settings, _about) in _approximate.items():
     entry(_key, tool="upweight", name=_said, kinds=_kinds, given="auto", **_about)(
         ours(lambda upweight, at, kind=_class, its=_settings: getattr(upweight, kind)(damping=at, **its))
     )
+entry("ekfac-linear", tool="upweight", name="EKFAC, linear layers only", kinds=("cnn", "tail"), given="auto")(
+    lambda problem: Ours(
+        problem, lambda upweight, at: upweight.EKFAC(damping=at), parameters=linear_layers(problem.model)
+    )
+)
 for _cosine in (False, True):
     entry(
         "cosine" if _cosine else "dot",

@@ -1,4 +1,6 @@
-"""One method on one task, in a process of its own: `python -m benchmarks.quality.one METHOD TASK RESULT MEMORY CPU`.
+"""One method on one task, in a process of its own: `python -m benchmarks.quality.one METHOD TASK WHAT RESULT MEMORY CPU`.
+
+WHAT is all, or given: nothing is swept.
 
 The result is written again after every step, so that what was measured stays when a limit ends the process.
 """
@@ -33,13 +35,16 @@ SWEEP_SHARE, MISLABEL_SHARE = 0.6, 0.95  # of the CPU limit, after which nothing
 class Attempt:
     """What is found out about one method on one task."""
 
-    def __init__(self, key: str, task: Task, told: Callable[[dict[str, Any]], None], limit: float) -> None:
+    def __init__(
+        self, key: str, task: Task, told: Callable[[dict[str, Any]], None], limit: float, *, swept: bool = True
+    ) -> None:
         from upweight.cache.truth import open_truth
 
         self.key, self.task, self.entry, self.told, self.limit = key, task, ENTRIES[key], told, limit
         self.truth = {kind: open_truth(task.folder / f"{kind}.h5") for kind in ("lds", "loo")}
         self.lambda_max = read_facts(task)["lambda_max"]
         self.result: dict[str, Any] = {}
+        self.swept = swept and self.entry.swept
         self.start = time.process_time()
 
     def spent(self) -> float:
@@ -62,10 +67,10 @@ class Attempt:
         facts = getattr(run, "facts", None)
         if facts is not None:
             self.note(lambda_max=facts.lambda_max)
-        if not entry.swept or entry.given is not None:
+        if not self.swept or entry.given is not None:
             value = getattr(facts, "damping", None) if entry.given == "auto" else None
             self.note(given={"setting": entry.given, "value": value, **self.judge(scores, problem, "given")})
-        if entry.swept:
+        if self.swept:
             self.sweep(run, problem, {} if entry.given or entry.knob == "cutoff" else {first: scores})
         del run, scores
         self.wrong_labels(first, cpu)
@@ -172,12 +177,14 @@ class Attempt:
         self.note(**{name: self.result[name] | {"mislabel": [found.auc, found.low, found.high, found.found_at_10]}})
 
 
-def main(key: str, task: str, result: str, memory: str = "0", cpu: str = "0") -> None:
+def main(key: str, task: str, what: str, result: str, memory: str = "0", cpu: str = "0") -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     limit_process(int(memory), int(cpu))
     path = Path(result)
-    attempt = Attempt(key, TASKS[task], lambda found: path.write_text(json.dumps(found)), float(cpu))
+    attempt = Attempt(
+        key, TASKS[task], lambda found: path.write_text(json.dumps(found)), float(cpu), swept=what == "all"
+    )
     try:
         attempt.go()
     except Exception as error:  # any way in which another tool can fail belongs into the table

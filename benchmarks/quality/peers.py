@@ -18,6 +18,11 @@ from ..methods import Run, cross_entropy, dattri, pydvl, whole
 from ..problems import Problem
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """Their names."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
 def linear_layers_only(prepare: Callable[[Problem], Run]) -> Callable[[Problem], Run]:
     """The same on a network whose other layers are frozen, for what knows linear layers alone."""
 

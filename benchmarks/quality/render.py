@@ -201,19 +201,41 @@ def damping(results: dict[str, Any], *, figure: bool) -> list[str]:
     """The curves of ours, and what other rules would give."""
     rows = []
     for key, name, run in curves(results):
-        found = {round(results["tasks"][key]["lambda_max"] / at): value for at, value in run["curve"]}
+        found = at_shares(results, run)
         peak = max(found.values())
         given = run["given"]
         cells = [f"{found[share]:.3f}" if share in found else "" for share in SHARES]
         rows.append([key, name, *cells, f"{peak:.3f}", f"{given['lds'][0]:.3f}"])
     head = ["task", "method", *(f"/ {share:,}" for share in SHARES), "highest", "as given"]
     said = [
-        "LDS of ours at shares of the largest eigenvalue that the first table names. *as given* is `auto`, the larger of the "
-        "weight decay and a 300th of the largest eigenvalue of the rows in use; on the convex head the L2 penalty."
+        "LDS of ours at shares of the largest eigenvalue that the first table names; *as given* is the damping that was not "
+        "picked: `auto`, and on the convex head the L2 penalty of the objective for LinearHead.",
     ]
     if figure:
         said.append(f"![LDS against damping]({FIGURE})")
-    return [*said, tables.table(head, rows)] if rows else []
+    return [*said, tables.table(head, rows), regrets(results)] if rows else []
+
+
+def regrets(results: dict[str, Any]) -> str:
+    """What each share would cost at worst on the networks, with the rows that are compared with the other tools."""
+    from .run import REFERENCE
+
+    lost: dict[int, list[float]] = {}
+    for key, _, run in curves(results):
+        kind = TASKS[key].spec.kind
+        if kind != "head" and run["method"] == REFERENCE[kind]:
+            values = at_shares(results, run)
+            for share in SHARES:
+                lost.setdefault(share, []).append(max(values.values()) - values[share] if share in values else 1.0)
+    if not lost:
+        return ""
+    said = ", ".join(f"{max(found):.3f} at / {share:,}" for share, found in lost.items() if max(found) < 1)
+    return f"The most that one share for all networks loses against the highest of the curve (the rows compared above): {said}."
+
+
+def at_shares(results: dict[str, Any], run: Run) -> dict[int, float]:
+    """LDS by what the largest eigenvalue is divided by."""
+    return {round(results["tasks"][run["task"]]["lambda_max"] / at): value for at, value in run["curve"]}
 
 
 def curves(results: dict[str, Any]) -> list[tuple[str, str, Run]]:

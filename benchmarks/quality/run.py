@@ -51,6 +51,8 @@ def chosen(task: Task, words: argparse.Namespace, done: list[dict[str, Any]]) ->
         keys = [key for key in keys if ENTRIES[key].tool in words.tools.split(",")]
     if words.methods:
         keys = [key for key in keys if key in words.methods.split(",")]
+    if words.given:
+        keys = [key for key in keys if ENTRIES[key].given is not None]
     if words.missing:
         there = {run["method"] for run in done if run["task"] == task.key}
         keys = [key for key in keys if key not in there]
@@ -63,6 +65,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tools", help="only these: upweight, baseline, pyDVL, dattri, captum, kronfluence, TRAK")
     parser.add_argument("--methods", help="only these, by their keys in benchmarks/quality/methods.py")
     parser.add_argument("--missing", action="store_true", help="keep every result that is there")
+    parser.add_argument("--given", action="store_true", help="only at the damping that is not picked; sweeps stay")
     parser.add_argument("--limit", type=int, default=600, help="CPU seconds of one method on one task")
     parser.add_argument("--threads", type=int, default=1, help="of each method")
     parser.add_argument("--rebuild-truth", action="store_true", help="train and retrain everything first")
@@ -76,7 +79,7 @@ def main() -> None:
     if words.rebuild_truth:
         for task in tasks:
             rebuild(task, workers=words.workers, anew=True)
-    if not (words.tasks or words.tools or words.methods or words.missing):
+    if not (words.tasks or words.tools or words.methods or words.missing or words.given):
         RESULTS.unlink(missing_ok=True)
     about = {"limit": words.limit, "threads": words.threads, "machine": machine()}
     for task in tasks:
@@ -84,12 +87,18 @@ def main() -> None:
         if keys:
             print(task.key, flush=True)
         for key in keys:
-            command = ["benchmarks.quality.one", key, task.key]
+            command = ["benchmarks.quality.one", key, task.key, "given" if words.given else "all"]
             found = {"load": os.getloadavg()[0]} | child(command, words.limit, words.threads)
             print(f"  {key}: {found}", flush=True)
-            record([{"task": task.key, "method": key, **found}], about)
+            record([before(task.key, key, words) | {"task": task.key, "method": key, **found}], about)
         record(compare(task, results()["runs"]), about)
     write(HERE.parent / "docs", quality=results())
+
+
+def before(task: str, key: str, words: argparse.Namespace) -> dict[str, Any]:
+    """What stays of an earlier run: its sweep, where only the given damping is run again."""
+    found = [run for run in results()["runs"] if (run["task"], run["method"]) == (task, key)]
+    return {name: run[name] for run in found for name in ("curve", "best", "stopped") if words.given and name in run}
 
 
 def results() -> dict[str, Any]:
