@@ -27,7 +27,8 @@ LEGEND = """\
 - *damping*: a line that names `auto` or the weight decay was not tuned. Any other damping was **picked on this very ground
   truth**, in steps of half a decade: what the method can reach, and more than a user gets.
 - *LOO*: Pearson and Spearman correlation of the scores with n times the rise of the loss when one example is left out, over all
-  pairs of an example left out and a query.
+  pairs of an example left out and a query. *LOO, two refits*: Pearson correlation of that rise between two trainings; scores
+  cannot be expected above its root, and where it is small this truth decides nothing.
 - *match*: share of queries whose highest-scored train example has their class, and the mean share among the five highest.
 - *mislabel*: on a network trained with a tenth of the labels wrong, the area under the ROC curve of finding these by
   self-influence, with a 95% interval, and the share of them among the tenth of the examples that has most.
@@ -66,6 +67,7 @@ def task_table(results: dict[str, Any]) -> str:
         "halves",
         "left out",
         "LDS ceiling",
+        "LOO, two refits",
         "largest eigenvalue",
         "rebuilt in",
     ]
@@ -84,6 +86,7 @@ def task_table(results: dict[str, Any]) -> str:
             f"{task.subsets} x {task.repeats}",
             f"{task.left_out} x {task.seeds}",
             "1, exact" if task.recipe is None and task.source is None else f"{ceilings[0]:.3f}" if ceilings else "",
+            f"{facts['loo_repeat']:.2f}" if "loo_repeat" in facts else "exact",
             f"{facts['lambda_max']:.3g}",
             f"{rebuilding(facts) / 60:.1f} min",
         ])
@@ -249,26 +252,35 @@ def curves(results: dict[str, Any]) -> list[tuple[str, str, Run]]:
     return found
 
 
+DRAWN = ("head", "newton-logits", "newton-margin", "ekfac", "kronfluence-ekfac", "pydvl-nystroem")
+
+
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """LDS against the damping over the largest eigenvalue: ours with its rule marked, and the best of the other tools."""
+    """LDS against the damping over the largest eigenvalue, stars where our rules fall; two other tools dashed."""
     from matplotlib.figure import Figure
 
-    found = curves(results)
-    keys = [key for key in results["tasks"] if any(key == at for at, _, _ in found)]
+    found = {(run["task"], run["method"]): run for run in results["runs"] if "curve" in run}
+    keys = [key for key in results["tasks"] if any((key, method) in found for method in DRAWN)]
     if not keys:
         return False
-    figure = Figure(figsize=(3.1 * len(keys), 3.2), layout="constrained")
+    figure = Figure(figsize=(3 * len(keys), 3.4), layout="constrained")
+    handles: dict[str, Any] = {}
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        scale = results["tasks"][key]["lambda_max"]
-        for _, name, run in [curve for curve in found if curve[0] == key]:
-            x, y = zip(*run["curve"], strict=True)
-            (drawn,) = axes.semilogx(
-                [at / scale for at in x], y, "o-", ms=3, lw=1, label=name.removeprefix("GaussNewton, ")
-            )
-            at = run["given"]["value"] or results["tasks"][key]["weight_decay"]
-            axes.plot(at / scale, run["given"]["lds"][0], "*", ms=11, color=drawn.get_color())
+        facts = results["tasks"][key]
+        for i, method in enumerate(DRAWN):
+            if (key, method) in found:
+                run, entry = found[key, method], ENTRIES[method]
+                x, y = zip(*run["curve"], strict=True)
+                look = {"color": f"C{i}", "ls": "-" if entry.tool == "upweight" else "--", "ms": 3, "lw": 1}
+                name = entry.name if entry.tool == "upweight" else called(run)
+                (handles[name],) = axes.semilogx([at / facts["lambda_max"] for at in x], y, marker="o", **look)
+                if "given" in run:
+                    at = run["given"]["value"] or facts["weight_decay"]
+                    axes.plot(at / facts["lambda_max"], run["given"]["lds"][0], "*", ms=11, color=f"C{i}")
         axes.set(title=key, xlabel="damping / largest eigenvalue", ylim=(0, None))
-        axes.legend(frameon=False, fontsize=7)
     figure.axes[0].set_ylabel("LDS")
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
+    )
     figure.savefig(path, dpi=110)
     return True

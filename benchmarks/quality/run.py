@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ def compare(task: Task, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 found = lds_difference(first, np.load(path), truth)
                 run[name]["difference"] = [found.mean, found.low, found.high]
     return runs
+
+
+@cache
+def noise(key: str) -> dict[str, float]:
+    """How well two trainings without an example agree on what it did: no score can be expected above the root of this."""
+    from upweight.cache.truth import open_truth
+    from upweight.influence.removal import loo
+
+    task = TASKS[key]
+    found = loo(
+        np.zeros((task.spec.m, task.spec.n)), open_truth(task.folder / "loo.h5"), resamples=0
+    ).repeat_correlation
+    return {"loo_repeat": found} if np.isfinite(found) else {}
 
 
 def chosen(task: Task, words: argparse.Namespace, done: list[dict[str, Any]]) -> list[str]:
@@ -111,7 +125,7 @@ def record(new: list[dict[str, Any]], about: dict[str, Any]) -> None:
     found = results()
     again = {(run["task"], run["method"]) for run in new}
     runs = [run for run in found["runs"] if (run["task"], run["method"]) not in again] + new
-    facts = {key: read_facts(task) for key, task in TASKS.items() if (task.folder / "facts.json").exists()}
+    facts = {key: read_facts(task) | noise(key) for key, task in TASKS.items() if (task.folder / "facts.json").exists()}
     RESULTS.write_text(json.dumps({**about, "tasks": facts, "runs": runs}, indent=1) + "\n")
 
 
