@@ -62,9 +62,9 @@ class LowRank(ABC):
     rank: int = 100
     """Eigenvectors, at most p."""
     damping: Damping | Sequence[Damping] = "auto"
-    """Added to every eigenvalue. "auto": three weight decays or a 1,000th of the largest eigenvalue, whichever is more; of a
-    head the weight decay. Of a list `attribute` gives the scores of every entry, the first as the main ones, from one
-    decomposition."""
+    """Added to every eigenvalue. "auto": three weight decays or a 1,000th of the largest eigenvalue (of a head the weight
+    decay), or the largest eigenvalue that is left out, where the damping stands for it; whichever is more. Of a list `attribute`
+    gives the scores of every entry, the first as the main ones, from one decomposition."""
     complement: Complement = "damping"
     """What inverts the part of a gradient outside the subspace: "damping" alone, or nothing ("drop")."""
     seed: int = 0
@@ -130,7 +130,10 @@ class LowRank(ABC):
             train_gradients = TrainGradients.of(train)
         else:
             eigen, left_out, said, train_gradients = like.eigen, like.left_out, like.said, like.train
-        damping = chosen_damping(single(self.damping), train, float(eigen.lam[0]))
+        given = single(self.damping)
+        damping = chosen_damping(given, train, float(eigen.lam[0]))
+        if given == "auto" and self.complement == "damping":  # which stands for the curvature that is left out
+            damping = max(damping, left_out.norm)
         return LowRankState(eigen, left_out, said, self._rule(damping), train_gradients)
 
     def solve(self, state: LowRankState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:

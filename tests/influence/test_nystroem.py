@@ -131,7 +131,12 @@ class TestScores:
         for damping in (0.1, 1.0):
             want = score(problem, Nystroem(rank=10, damping=damping)).matrix
             assert_allclose(scores.at_damping[damping].matrix, want, rtol=1e-12, atol=0)
-        assert scores.spectrum.damping == pytest.approx(scores.spectrum.lambda_max / 1000)
+        assert scores.spectrum.left_out > scores.spectrum.lambda_max / 1000
+        assert scores.spectrum.damping == scores.spectrum.left_out, (
+            "outside the subspace it stands for what is left out"
+        )
+        dropped = score(problem, Nystroem(rank=10, complement="drop")).spectrum
+        assert dropped.damping == pytest.approx(dropped.lambda_max / 1000)
         assert score(problem, Nystroem(rank=10), weight_decay=0.5).spectrum.damping == pytest.approx(1.5)
 
     def test_another_seed_is_another_subspace_and_the_same_one_is_the_same(self):
