@@ -24,8 +24,9 @@ Run = dict[str, Any]
 def write(folder: Path, speed: dict[str, Any] | None = None, quality: dict[str, Any] | None = None) -> None:
     """The page and its figures, of the results that are given or lie in the files."""
     from .quality import render as of_quality
+    from .quality import training_page as of_training
 
-    speed, quality = speed or read("results.json"), quality or read("quality.json")
+    speed, quality, training = speed or read("results.json"), quality or read("quality.json"), read("training.json")
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     if speed:
@@ -33,6 +34,8 @@ def write(folder: Path, speed: dict[str, Any] | None = None, quality: dict[str, 
         parts.append(page(speed, figure=draw(series, folder / "benchmarks.png")))
     if quality:
         parts.append(of_quality.part(quality, figure=of_quality.draw(quality, folder / of_quality.FIGURE)) + "\n")
+    if training:
+        parts.append(of_training.part(training) + "\n")
     (folder / "benchmarks.md").write_text("\n".join(parts))
 
 

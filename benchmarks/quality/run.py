@@ -106,7 +106,19 @@ def main() -> None:
             print(f"  {key}: {found}", flush=True)
             record([before(task.key, key, words) | {"task": task.key, "method": key, **found}], about)
         record(compare(task, results()["runs"]), about)
+    if not (words.tasks or words.tools or words.methods or words.given):
+        train_aware(words)
     write(HERE.parent / "docs", quality=results())
+
+
+def train_aware(words: argparse.Namespace) -> None:
+    """The methods that know the training, on trainings of their own."""
+    from .training import rebuild as rebuild_recorded
+    from .training_run import run_all
+
+    if words.rebuild_truth:
+        rebuild_recorded(workers=words.workers, anew=True)
+    run_all(missing=words.missing)
 
 
 def before(task: str, key: str, words: argparse.Namespace) -> dict[str, Any]:
