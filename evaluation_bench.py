@@ -250,9 +250,18 @@ class Bench:
             sides = Sides(train, None, run.train.index.tolist())
             how = replace(self.settings, also=(), leave_one_out=None)
             prepared = prepared_sides(wrong.model, sides, how, float(run.info["weight_decay"]), self.report)
-            main = Variant(curvature=first_damping(make_curvature(prepared, how)))
-            plain = Variant(curvature=GradientDot(), name="product")
-            made = score([(prepared, main), (prepared, plain)], None, self.report)
+            variants = [Variant(curvature=GradientDot(), name="product")]
+            if how.curvature == "unrolled":  # it would take the recorded training of that network
+                self._note(
+                    "Wrong labels are not inspected by the unrolled scores, which belong to the run's own training."
+                )
+            else:
+                variants.insert(0, Variant(curvature=first_damping(make_curvature(prepared, how))))
+            made = score(
+                [(prepared, replace(one, name=one.name if i else "")) for i, one in enumerate(variants)],
+                None,
+                self.report,
+            )
         scored = {method_name(one): one.self_influence() for one in made.values()}
         return {**scored, "loss": prepared.train.examples.loss}
 
