@@ -28,6 +28,22 @@ def test_python_of_the_readme_runs(tmp_path):
     assert (tmp_path / "influence.h5").exists()
 
 
+def test_python_of_the_guide_to_evaluation_runs(tmp_path):
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["auto", "LDS"], ["1e-05", "LDS"]]
+
+
 @pytest.mark.parametrize("word", re.findall(r"upweight ([a-z][a-z-]+)", README))
 def test_commands_of_the_readme_exist(word):
     assert word in cli.COMMANDS
