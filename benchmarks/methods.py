@@ -154,6 +154,18 @@ for _bits in (32, 64):
     method(f"newton{_bits}", name="GaussNewton", kinds=("cnn", "resnet"), **_about)(
         ours(lambda upweight, damping: upweight.GaussNewton(damping=damping), _dtype)
     )
+_FOR_SCALE: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
+    "ekfac": ("EKFAC", "EK-FAC", {}, ("head", "cnn")),
+    "kfac": ("KFAC", "K-FAC", {}, ("head", "cnn")),
+    "cg": ("ConjugateGradient", "conjugate gradients, rtol 1e-3", {"rtol": 1e-3}, ("cnn",)),
+    "nystroem": ("Nystroem", "Nystroem, rank 100", {"rank": 100}, ("head", "cnn")),
+    "lanczos": ("Lanczos", "Lanczos, rank 100", {"rank": 100}, ("head", "cnn")),
+    "projected": ("Projected", "logits rows projected to 512", {"rows": "logits", "width": 512}, ("head", "cnn")),
+}
+for _key, (_class, _name, _settings, _kinds) in _FOR_SCALE.items():
+    method(_key, tool="upweight", name=_name, kinds=_kinds)(
+        ours(lambda upweight, damping, kind=_class, its=_settings: getattr(upweight, kind)(damping=damping, **its))
+    )
 method("dot", tool="upweight", name="GradientDot (no curvature)", kinds=ALL, scaled=False)(
     ours(lambda upweight, damping: upweight.GradientDot(), torch.float32)
 )

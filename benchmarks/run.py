@@ -37,6 +37,7 @@ def plan(sizes: str) -> tuple[list[tuple[Spec, list[str]]], dict[str, list[tuple
         "head32",
         "head64",
         "dot",
+        *("ekfac", "kfac", "nystroem", "lanczos", "projected"),
         "pydvl-direct32",
         "pydvl-ekfac",
         "kronfluence-ekfac",
