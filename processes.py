@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ from . import UpweightError
 
 POLL = 0.2
 """Seconds between two looks at what the workers tell."""
+PATIENCE = 5.0
+"""Seconds that a process has to end when it is asked to."""
 
 Told = tuple[int, str, int, int]
 """Position of a job, stage, units done and in all."""
@@ -80,11 +83,20 @@ def in_processes(
         ) from error
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
+        _end(set(multiprocessing.active_children()) - before)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(processes: set[BaseProcess]) -> None:
+    """End processes: politely, and then not."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
 
 
 def _gather(
