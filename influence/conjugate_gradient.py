@@ -14,10 +14,9 @@ from torch import Tensor
 from .. import UsageError
 from .blas import product
 from .damped import STEPS, WIDTH, largest_eigenvalue
-from .damping import Damping, checked, each, single
+from .damping import Damping, check_positive, checked, chosen_damping, each, single
 from .gradients import TrainGradients
 from .kronecker import KroneckerMatrix
-from .kronecker_curvature import check_positive, chosen_damping
 from .krylov import conjugate_gradients
 from .preconditioners import PRECONDITIONERS, Precondition, Sketch, fit_preconditioner
 from .products import Kind
@@ -96,6 +95,10 @@ class ConjugateGradient:
         if self.curvature == "hessian" and "auto" in each(self.damping):
             raise UsageError("The damping 'auto' is a rule for the Gauss-Newton matrix; give the Hessian a number.")
 
+    def _damping(self, train: Side, lambda_max: float) -> float:
+        problem = train.problem
+        return chosen_damping(single(self.damping), lambda_max, problem.weight_decay, head=problem.linear)
+
     def settings(self) -> dict[str, Any]:
         """What tells two fits apart.
 
@@ -120,7 +123,7 @@ class ConjugateGradient:
             UsageError: The preconditioner, or the Gauss-Newton matrix, does not know the loss.
         """
         if like is not None:
-            damping = chosen_damping(single(self.damping), train, like.lambda_max)
+            damping = self._damping(train, like.lambda_max)
             return replace(like, damping=damping, taken=Taken())
         if self.precondition != "none" and train.problem.loss is not None:
             raise UsageError(
@@ -132,7 +135,7 @@ class ConjugateGradient:
         p, device = train.problem.p, train.logits.device
         steps = max(2, min(STEPS, work.budget(device) // (32 * WIDTH * p)))  # basis and images, float64
         lambda_max = largest_eigenvalue(products, p, device, steps=steps)
-        damping = chosen_damping(single(self.damping), train, lambda_max)
+        damping = self._damping(train, lambda_max)
         return ConjugateState(products, preconditioner, TrainGradients.of(train), lambda_max, damping)
 
     def solve(self, state: ConjugateState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from .blas import product
 from .curvature import Curvature
-from .damping import automatic, each
+from .damping import automatic, chosen_damping, each
 from .gauss_newton import GaussNewton
 from .head import LinearHead, augmented
 from .head_features import row_space
 from .head_hessian import softmax_hessian
 from .hessian import Hessian
-from .kronecker_curvature import chosen_damping
 from .rowset import smaller_form
 from .side import Side
 from .solve import Eigen, Inversion, eigendecompose
@@ -106,7 +105,9 @@ def _newton(curvature: GaussNewton, train: Side, queries: Side, work: Work) -> C
         assert weights is not None  # sampled rows were sent away
         own = n**0.5 * torch.einsum("nrk,nr->kn", V.view(n, R, -1), weights)
     asked = torch.cat([product(V.T, base.right_side(queries, rows)) for rows in _blocks(queries, size)], dim=1)
-    damping = chosen_damping(each(curvature.damping)[0], train, float(eigen.lam[0]))
+    damping = chosen_damping(
+        each(curvature.damping)[0], float(eigen.lam[0]), train.problem.weight_decay, head=train.problem.linear
+    )
     return _bare(eigen, own, asked, Inversion(damping=damping, rcond=curvature.rcond))
 
 

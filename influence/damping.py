@@ -54,6 +54,36 @@ def checked(damping: Any, *, auto: bool = False) -> Damping | tuple[Damping, ...
     return several if len(several) > 1 else several[0]
 
 
+def check_positive(damping: Any, name: str) -> None:
+    """Refuse what leaves an approximate curvature singular.
+
+    Args:
+        damping: What `checked` gave.
+        name: The curvature.
+
+    Raises:
+        UsageError: A damping is zero, negative or not finite.
+    """
+    for one in each(damping):
+        if one != "auto" and not 0 < one < float("inf"):  # catches NaN too
+            raise UsageError(f"{name} needs a finite damping > 0, got {one}; give a positive number, or 'auto'.")
+
+
+def chosen_damping(damping: Damping, lambda_max: float, weight_decay: float | None, *, head: bool) -> float:
+    """The number that a damping stands for.
+
+    Args:
+        damping: A number or "auto".
+        lambda_max: Largest eigenvalue of the curvature.
+        weight_decay: As for `automatic`.
+        head: Likewise.
+
+    Returns:
+        For "auto" what `automatic` gives.
+    """
+    return automatic(lambda_max, weight_decay, head=head) if damping == "auto" else float(damping)
+
+
 def _one(damping: Any, auto: bool) -> Damping:
     if damping == "auto" and auto:
         return "auto"

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import UsageError
 from .blas import product
 from .damped import SINGLE_CONDITION, Cholesky, check_residual, cholesky, largest_eigenvalue
-from .damping import Damping, automatic, checked, each, single
+from .damping import Damping, checked, chosen_damping, each, single
 from .errors import SolveError
 from .factors import KINDS, Rows, make_factor
 from .gram import Precision, cross_gram
@@ -175,8 +175,7 @@ class GaussNewton:
         whole = given == 0 or self.rcond is not None
         eigen = base.eigen(vectors=whole)
         problem = base.rows.side.problem
-        auto = automatic(base.lambda_max, problem.weight_decay, head=problem.linear) if given == "auto" else 0.0
-        damping = auto if given == "auto" else float(given)
+        damping = chosen_damping(given, base.lambda_max, problem.weight_decay, head=problem.linear)
         rule = Inversion(damping=damping, rcond=self.rcond)
         if whole:
             return NewtonState(base, rule, eigen, None, base.factor.weights)

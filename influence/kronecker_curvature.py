@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import product
-from .damping import Damping, automatic, checked, each, single
+from .damping import Damping, check_positive, checked, single
 from .factors import KINDS, Rows, make_factor
 from .kronecker import KroneckerMatrix, Others
 from .kronecker_fit import Kind, fit_kronecker
@@ -175,34 +175,3 @@ class KroneckerCurvature(ABC):
             Names and states.
         """
         return ((f"{factor:g}x", replace(state, damping=state.damping * factor)) for factor in (0.1, 10.0))
-
-
-def check_positive(damping: Any, name: str) -> None:
-    """Refuse what leaves an approximate curvature singular.
-
-    Args:
-        damping: What `checked` gave.
-        name: The curvature.
-
-    Raises:
-        UsageError: A damping is zero, negative or not finite.
-    """
-    for one in each(damping):
-        if one != "auto" and not 0 < one < float("inf"):  # catches NaN too
-            raise UsageError(f"{name} needs a finite damping > 0, got {one}; give a positive number, or 'auto'.")
-
-
-def chosen_damping(damping: Damping, train: Side, lambda_max: float) -> float:
-    """The number that a damping stands for.
-
-    Args:
-        damping: A number or "auto".
-        train: The train set.
-        lambda_max: Largest eigenvalue of the curvature.
-
-    Returns:
-        For "auto" what `automatic` gives.
-    """
-    if damping == "auto":
-        return automatic(lambda_max, train.problem.weight_decay, head=train.problem.linear)
-    return float(damping)

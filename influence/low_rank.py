@@ -13,10 +13,9 @@ from torch import Tensor
 
 from .. import UsageError
 from .blas import product
-from .damping import Damping, checked, each, single
+from .damping import Damping, checked, chosen_damping, each, single
 from .errors import SolveError
 from .gradients import TrainGradients
-from .kronecker_curvature import chosen_damping
 from .side import Side
 from .solve import Eigen, Inversion, Negative
 from .spectrum import Spectrum
@@ -131,7 +130,7 @@ class LowRank(ABC):
         else:
             eigen, left_out, said, train_gradients = like.eigen, like.left_out, like.said, like.train
         given = single(self.damping)
-        damping = chosen_damping(given, train, float(eigen.lam[0]))
+        damping = chosen_damping(given, float(eigen.lam[0]), train.problem.weight_decay, head=train.problem.linear)
         if given == "auto" and self.complement == "damping":  # which stands for the curvature that is left out
             damping = max(damping, left_out.norm)
         return LowRankState(eigen, left_out, said, self._rule(damping), train_gradients)

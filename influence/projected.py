@@ -13,10 +13,9 @@ from torch import Tensor
 from .. import UsageError
 from .blas import normal_matrix, product, times_transposed
 from .damped import Cholesky, check_residual, cholesky, largest_eigenvalue
-from .damping import Damping, checked, single
+from .damping import Damping, check_positive, checked, chosen_damping, single
 from .errors import SolveError
 from .factors import Rows, make_factor
-from .kronecker_curvature import check_positive, chosen_damping
 from .newton import SPECTRUM_LIMIT, Form
 from .projection import DRAWS, Draw, Projection
 from .rowset import RowSet, catch_rows, full_rows, make_plan, row_set
@@ -118,7 +117,9 @@ class Projected:
         if train.problem.loss is not None:
             raise UsageError("Projected takes rows of cross-entropy; with another loss use Hessian() or Lanczos().")
         base = self._matrix(train, work) if like is None else like.base
-        return _factored(base, chosen_damping(single(self.damping), train, base.lambda_max))
+        problem = train.problem
+        given = single(self.damping)
+        return _factored(base, chosen_damping(given, base.lambda_max, problem.weight_decay, head=problem.linear))
 
     def _matrix(self, train: Side, work: Work) -> ProjectedMatrix:
         factor = make_factor(self.rows, train.logits, train.target, samples=1, seed=0)
