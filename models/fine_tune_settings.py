@@ -28,6 +28,9 @@ class FineTuneSettings:
     seed: int = 20_000_000
     """Decides the images, the new head, the batch order and dropout; the paper's seeds are 20000000 + 100000 i."""
 
+    images_seed: int | None = None
+    """Decides the images in the place of seed, so that runs of several seeds have the same ones; not given: seed does."""
+
     epochs: int | None = None
     """Passes over the images; not given: 100 up to 1,600 images and 150 above."""
 
@@ -126,6 +129,8 @@ class FineTuneSettings:
         for name in ("n", "epochs", "hidden_width"):
             if getattr(self, name) is not None:
                 positive_int(name, getattr(self, name))
+        if self.images_seed is not None:
+            positive_int("images_seed", self.images_seed, least=0)
         positive_int("batch_size", self.batch_size)
         for name in ("momentum", "weight_decay", "lwf"):
             number(name, getattr(self, name))
@@ -246,6 +251,7 @@ class FineTuneSettings:
 
 
 _LATER = frozenset({
+    "images_seed",
     *("hidden", "hidden_width", "head_batch_norm", "head_dropout", "head_first"),
     *("lwf", "lwf_distance", "neft", "bn_affine", "bn_statistics"),
     *("fresh", "adversarial", *_ATTACK, "shift", "flip", "rotate", "counting"),

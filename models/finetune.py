@@ -48,7 +48,7 @@ def fine_tune(
 
     After each epoch all that is needed to go on lies in the folder, so that the same call resumes a run that was
     stopped; a finished one is returned as it is. The images, the head's first weights and the order of the batches
-    depend on n and the seed alone: they are the same for every source.
+    depend on n and the seeds alone: they are the same for every source.
 
     Args:
         source: The network to begin with, or what `load_model` takes.
@@ -72,7 +72,8 @@ def fine_tune(
         )
     run_dir = Path(run_dir)
     device = resolve_device(settings.device)
-    train = data.train.subset(choose_subset(data.train.labels, images_asked(settings, data), settings.seed))
+    drawn_by = settings.seed if settings.images_seed is None else settings.images_seed
+    train = data.train.subset(choose_subset(data.train.labels, images_asked(settings, data), drawn_by))
     settings = _filled(settings, data)
     decisive = decisive_settings(source, data, settings)
     partial_file = run_dir / PARTIAL_FILE

@@ -4,7 +4,7 @@ import pytest
 from upweight.models.settings import FineTuneSettings, recipe_label
 
 ORDINARY = {
-    *("k", "n", "seed", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay"),
+    *("k", "n", "seed", "images_seed", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay"),
     *("cache_mb", "evaluate_every", "device"),
 }
 """What every recipe has, or what changes no weight."""
