@@ -19,6 +19,7 @@ from .safe_open import PARTIAL, safe_open
 from .sink import Sink
 
 if TYPE_CHECKING:
+    from ..influence.examples import Progress
     from ..influence.ranking import Matrix
     from ..influence.scores import Scores
 
@@ -34,6 +35,7 @@ __all__ = [
     "open_scores",
     "open_store",
     "save_scores",
+    "save_variants",
     "variant_names",
 ]
 
@@ -116,24 +118,48 @@ def save_scores(scores: Scores, path: str | Path, *, overwrite: bool = False) ->
         overwrite: Replace a store that holds others.
     """
     every = _by_variant(scores)
-    dtype = np.asarray(scores.matrix[:1]).dtype.name
+    saved = {"saved": _identity(scores) | {name: _identity(one) for name, one in every.items() if name}}
+    save_variants(every, path, config=saved, overwrite=overwrite)
+
+
+def save_variants(
+    every: Mapping[str, Scores],
+    path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write sets of scores of the same examples to one store, block of rows by block; what is there already is kept.
+
+    Args:
+        every: Scores by variant, "" among them.
+        path: Name of the complete file.
+        config: What tells these scores from others.
+        attributes: What holds for all of them.
+        overwrite: Replace a store that holds others.
+        progress: Told after each block.
+    """
+    main = every[""]
+    dtype = np.asarray(main.matrix[:1]).dtype.name
     with Store.create_or_resume(
         path,
-        queries=None if scores.on_itself else scores.queries,
-        train=scores.train,
+        queries=None if main.on_itself else main.queries,
+        train=main.train,
         variants=[
             VariantLayout(name=name, attributes=one.meta, spectrum=one.spectrum, train_scores=one.on_train is not None)
             for name, one in every.items()
         ],
-        attributes={},
-        config={"saved": _identity(scores) | {name: _identity(one) for name, one in every.items() if name}},
+        attributes=attributes or {},
+        config=config,
         dtype=dtype if dtype in DTYPES else "float32",
         rows_per_tile=SAVED_ROWS,
-        columns_per_tile=len(scores.train),
+        columns_per_tile=len(main.train),
         overwrite=overwrite,
     ) as store:
         for name, one in every.items():
-            _save(_matrices(one), store.sink(name))
+            _save(_matrices(one), store.sink(name), progress)
         store.finish()
 
 
@@ -155,10 +181,13 @@ def _identity(scores: Scores) -> dict[str, Any]:
     return {"scores": hashes, "meta": scores.meta, "spectrum": facts}
 
 
-def _save(matrices: Mapping[str, Matrix], sink: Sink) -> None:
+def _save(matrices: Mapping[str, Matrix], sink: Sink, progress: Progress | None) -> None:
     for side, matrix in matrices.items():
         m, n = matrix.shape
-        for i, start in enumerate(range(0, m, SAVED_ROWS)):
+        starts = range(0, m, SAVED_ROWS)
+        for i, start in enumerate(starts):
             rows = slice(start, min(start + SAVED_ROWS, m))
             if not sink.done(side, i, 0):
                 sink.write(side, rows, slice(0, n), np.asarray(matrix[rows]), (i, 0))
+            if progress is not None:
+                progress(f"write {side}", i + 1, len(starts))

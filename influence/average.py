@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,34 @@ from numpy.typing import NDArray
 
 from .. import UsageError
 from .examples import Examples
-from .ranking import ROWS
+from .ranking import ROWS, Matrix
 from .scores import Scores
 
 SAME = ("unit", "query_label")
 """What has to be said of all alike."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeanMatrix:
+    """The mean of several matrices [m, n], computed in float64 as its rows are read."""
+
+    matrices: Sequence[Matrix]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n)."""
+        return tuple(self.matrices[0].shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the most exact of the matrices."""
+        return np.result_type(*(np.asarray(one[0:1]).dtype for one in self.matrices))
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        total = np.zeros(np.asarray(self.matrices[0][rows]).shape)
+        for one in self.matrices:
+            total += one[rows]
+        return (total / len(self.matrices)).astype(self.dtype)
 
 
 def average(scores: Sequence[Scores]) -> Scores:
@@ -30,20 +54,48 @@ def average(scores: Sequence[Scores]) -> Scores:
     Raises:
         UsageError: There are fewer than two, or they are not of the same examples, label and unit.
     """
+    mean = average_as_read(scores)
+    if mean.on_train is not None:
+        mean.on_train.matrix = _in_memory(mean.on_train.matrix)
+    mean.matrix = _in_memory(mean.matrix)
+    return mean
+
+
+def average_as_read(scores: Sequence[Scores]) -> Scores:
+    """The same as `average`, each row computed when it is read: matrices on disk stay there.
+
+    Args:
+        scores: Of each.
+
+    Returns:
+        Mean scores that end with those they are the mean of.
+
+    Raises:
+        UsageError: As for `average`.
+    """
     every = list(scores)
     if len(every) < 2:
         raise UsageError(f"An average is taken over several scores, and {len(every)} are given; give at least two.")
     for number, one in enumerate(every[1:], 2):
         _check_same(every[0], one, number)
-    trained = [one.on_train for one in every]
+    trained = [one.on_train for one in every if one.on_train is not None]
     return Scores(
-        _mean_matrix(every),
+        MeanMatrix([one.matrix for one in every]),
         _mean_examples([one.queries for one in every]),
         _mean_examples([one.train for one in every]),
         meta=_meta(every),
-        on_train=average([one for one in trained if one is not None]) if all(trained) else None,
+        on_train=average_as_read(trained) if len(trained) == len(every) else None,
         on_itself=every[0].on_itself,
     )
+
+
+def _in_memory(matrix: Matrix) -> NDArray[Any]:
+    m, n = matrix.shape
+    held = np.empty((m, n), dtype=np.asarray(matrix[0:1]).dtype)
+    for start in range(0, m, ROWS):
+        rows = slice(start, min(start + ROWS, m))
+        held[rows] = matrix[rows]
+    return held
 
 
 def _check_same(first: Scores, other: Scores, number: int) -> None:
@@ -67,15 +119,6 @@ def _check_same(first: Scores, other: Scores, number: int) -> None:
         )
 
 
-def _mean_matrix(every: Sequence[Scores]) -> NDArray[Any]:
-    m, n = every[0].matrix.shape
-    mean = np.empty((m, n), dtype=np.result_type(*(np.asarray(one.matrix[0:1]).dtype for one in every)))
-    for start in range(0, m, ROWS):
-        rows = slice(start, min(start + ROWS, m))
-        mean[rows] = sum(np.asarray(one.matrix[rows], dtype=np.float64) for one in every) / len(every)
-    return mean
-
-
 def _mean_examples(every: Sequence[Examples]) -> Examples:
     """Features of different networks have nothing in common, and are left out."""
     first = every[0]
@@ -96,14 +139,15 @@ def _mean_examples(every: Sequence[Examples]) -> Examples:
 
 
 def _meta(every: Sequence[Scores]) -> dict[str, Any]:
-    """What all say alike; the curvature of each by its place in the list."""
+    """What all say alike, of their curvatures too; the curvature of each by its place in the list."""
     first = every[0].meta
     alike = {name: value for name, value in first.items() if all(one.meta.get(name) == value for one in every)}
     curvatures = [one.meta.get("curvature", {}) for one in every]
     names = dict.fromkeys(one.get("name", "scores") for one in curvatures)
     warnings = list(dict.fromkeys(warning for one in every for warning in one.meta.get("warnings", [])))
+    common = {name: value for name, value in curvatures[0].items() if all(one.get(name) == value for one in curvatures)}
     return alike | {
-        "curvature": {"name": "+".join(names), "average": len(every)},
+        "curvature": {**common, "name": "+".join(names), "average": len(every)},
         "sign": f"mean over {len(every)} of: {first.get('sign', '')}",
         "runs": curvatures,
         "warnings": warnings,

@@ -10,6 +10,7 @@ from cases import BY_NAME
 from numpy.testing import assert_allclose, assert_array_equal
 from recorded import trained
 from upweight import GaussNewton, GradientDot, UsageError, average
+from upweight.influence.average import average_as_read
 
 
 def models(count=3):
@@ -42,7 +43,9 @@ def test_mean_of_the_matrices_and_of_what_is_known():
     onehot = torch.nn.functional.one_hot(problem.queries[1], problem.num_classes)
     assert_allclose(mean.queries.residual, (logits - onehot).detach(), atol=1e-14)
     assert mean.queries.features is None
-    assert mean.meta["curvature"] == {"name": "LinearHead", "average": 3}
+    settings = every[0].meta["curvature"]
+    assert mean.meta["curvature"] == {**settings, "average": 3}  # what all have alike
+    assert settings["damping"] is not None
     assert mean.meta["sign"].startswith("mean over 3 of: + g_query^T H^+ g_train")
     assert [one["name"] for one in mean.meta["runs"]] == ["LinearHead"] * 3
     assert mean.meta["unit"] == "nats per unit weight"
@@ -79,6 +82,25 @@ def test_saved_and_read_back(tmp_path):
     again = upweight.open_scores(tmp_path / "mean.h5")
     assert_array_equal(np.array(again.matrix), mean.matrix)
     assert again.meta["curvature"] == mean.meta["curvature"]
+
+
+def test_settings_that_differ_are_said_of_each_alone():
+    problem, (model, _) = models(2)
+    every = [scored(problem, model, curvature=GaussNewton(damping=damping)) for damping in (0.01, 0.1)]
+    mean = average(every)
+    assert "damping" not in mean.meta["curvature"] and mean.meta["curvature"]["rows"] == "logits"
+    assert [one["damping"] for one in mean.meta["runs"]] == [0.01, 0.1]
+
+
+def test_rows_of_stores_are_averaged_as_they_are_read(tmp_path):
+    problem, each = models(2)
+    every = [scored(problem, model) for model in each]
+    for i, one in enumerate(every):
+        one.save(tmp_path / f"{i}.h5")
+    mean = average_as_read([upweight.open_scores(tmp_path / f"{i}.h5") for i in range(2)])
+    assert not isinstance(mean.matrix, np.ndarray) and mean.matrix.shape == every[0].matrix.shape
+    assert_array_equal(mean.matrix[1:3], ((every[0].matrix + every[1].matrix) / 2)[1:3])
+    assert mean.matrix[0:2].dtype == every[0].matrix.dtype
 
 
 class TestRefusals:
