@@ -12,7 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import UpweightError, UsageError, __version__, comparison, dry_run, pipeline, questions, sweep, sweep_plan
+from . import (
+    UpweightError,
+    UsageError,
+    __version__,
+    averaging,
+    comparison,
+    dry_run,
+    pipeline,
+    questions,
+    sweep,
+    sweep_plan,
+)
 from .cache.errors import StoreError
 from .commands import OVERWRITE_FILE, Answer, Asked, Command, plain
 from .evaluation_commands import EVALUATION_COMMANDS
@@ -188,24 +199,58 @@ def _robustness(asked: Asked) -> Answer:
 
 def _attribute(asked: Asked) -> Answer:
     how, own = asked.settings[AttributeSettings], asked.settings[pipeline.OwnSettings]
-    out = None if asked["out"] is None else asked.path("out")
-    if asked["run"] is None:
+    out, runs = None if asked["out"] is None else asked.path("out"), _runs(asked)
+    if asked["average"] is not None:
+        return _average(asked)
+    if not runs:
         if own.model is None or own.train is None or out is None:
             raise UsageError("Give a run folder, or a network of your own by --model, --train and --out.")
         if asked["dry_run"]:
             return _estimated(dry_run.estimate_own(own, how, out))
         scores = pipeline.attribute_own(own, how, out, overwrite=asked["overwrite"], progress=True)
-    elif own != pipeline.OwnSettings():
+    elif len(runs) > 1:
         raise UsageError(
-            f"--model and what goes with it are for a network of your own; the run {asked['run']} has its own."
+            f"{len(runs)} run folders are given; say by --average OUT where the mean of their scores goes, or give one."
         )
     else:
-        run = asked.path("run")
+        _check_no_own(asked)
         if asked["dry_run"]:
-            return _estimated(dry_run.estimate_run(run, how, out=out, overwrite=asked["overwrite"]))
-        scores = pipeline.attribute_run(run, how, out=out, overwrite=asked["overwrite"], progress=True)
+            return _estimated(dry_run.estimate_run(runs[0], how, out=out, overwrite=asked["overwrite"]))
+        scores = pipeline.attribute_run(runs[0], how, out=out, overwrite=asked["overwrite"], progress=True)
     facts = questions.facts(scores)
     return Answer(data=facts, text=questions.outline(facts))
+
+
+def _average(asked: Asked) -> Answer:
+    how, runs, out = asked.settings[AttributeSettings], _runs(asked), asked.path("average")
+    _check_no_own(asked)
+    if asked["out"] is not None:
+        raise UsageError(
+            "--average OUT names the folder of the mean, and each run is scored into its own; leave --out out."
+        )
+    if asked["dry_run"]:
+        return _estimated(dry_run.estimate_runs(runs, how, out, overwrite=asked["overwrite"]))
+    scores = averaging.attribute_runs(runs, how, out, overwrite=asked["overwrite"], progress=True)
+    facts = questions.facts(scores)
+    return Answer(data=facts, text=f"{out}: the mean over {len(runs)} runs\n{questions.outline(facts)}")
+
+
+def _runs(asked: Asked) -> list[Path]:
+    return [Path(run).expanduser() for run in asked["run"]]
+
+
+def _scored(asked: Asked) -> Path:
+    """The folder whose scores were asked for."""
+    named = asked["average"] or asked["out"]
+    return _runs(asked)[0] if named is None else Path(named).expanduser()
+
+
+def _check_no_own(asked: Asked) -> None:
+    if asked.settings[pipeline.OwnSettings] != pipeline.OwnSettings():
+        raise UsageError(
+            "--model and what goes with it are for a network of your own; "
+            + (f"the run {asked['run'][0]} has its own." if asked["run"] else "an average is taken over run folders.")
+        )
 
 
 def _estimated(estimate: Estimate) -> Answer:
@@ -364,11 +409,24 @@ COMMANDS: dict[str, Command] = {
         run=_attribute,
         settings=(AttributeSettings, pipeline.OwnSettings),
         options=(
-            Option(name="run", positional=True, metavar="RUN", help="run folder that fine-tune made"),
+            Option(
+                name="run",
+                positional=True,
+                many=True,
+                default=(),
+                metavar="RUN",
+                help="run folder that fine-tune made; several with --average",
+            ),
             Option(
                 name="out",
                 metavar="RUN",
                 help="folder for the scores of a network of your own; of a run: not given, its own folder",
+            ),
+            Option(
+                name="average",
+                metavar="OUT",
+                help="folder for the mean of the scores of several runs on the same images; what a run lacks is made first, in "
+                "its own folder",
             ),
             Option(
                 name="dry_run",
@@ -379,7 +437,7 @@ COMMANDS: dict[str, Command] = {
             ),
             OVERWRITE,
         ),
-        replay=lambda asked: asked.path("run" if asked["out"] is None else "out") / "attribute.toml",
+        replay=lambda asked: _scored(asked) / "attribute.toml",
     ),
     "query": Command(
         help="list the train examples that help, or harm, one query most",

@@ -102,7 +102,7 @@ def compare(
     """
     from .models.checkpoints import load_model
     from .models.data import load_data
-    from .reports.progress import reporting
+    from .reports.progress import prefixed, reporting
 
     out = Path(settings.out).expanduser()
     plan = _plan(settings, recipe, [load_model(source) for source in settings.sources])
@@ -112,7 +112,7 @@ def compare(
     targets: dict[tuple[int, int, int], TargetData] = {}
     with reporting(progress) as report:
         for i, ((network, one), folder) in enumerate(zip(plan, folders, strict=True)):
-            said = _prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
+            said = prefixed(report, f"{i + 1}/{len(plan)} {folder.name}")
             shape = network.spec.input_shape
             if shape not in targets:
                 targets[shape] = load_data(data, shape)
@@ -145,12 +145,6 @@ def _plan(
         for k in settings.k
         for i in range(settings.seeds)
     ]
-
-
-def _prefixed(report: Progress | None, name: str) -> Progress | None:
-    if report is None:
-        return None
-    return lambda stage, done, total: report(f"{name}: {stage}", done, total)
 
 
 def make_report(
@@ -208,8 +202,13 @@ def _identity(folder: Path) -> str:
     """Name of what a report shows of a run: its weights, and the settings of its scores."""
     from .cache.provenance import digest
     from .cache.store import open_store
-    from .models.runs import read_run
+    from .models.runs import RUN_FILE, read_run
 
+    if (folder / STORE_FILE).exists() and not (folder / RUN_FILE).exists():
+        raise UsageError(
+            f"{folder} holds scores alone, of a network of your own or of several runs; a report shows runs of `upweight "
+            "fine-tune`, and `upweight stats` tells the rates of any scores."
+        )
     record = read_run(folder)
     with open_store(store_of(folder)) as store:
         return digest([record["model_sha256"], record["data"], store.contents.config])[:16]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .influence.problem import Loss
     from .influence.sample import Sampled
     from .influence.side import Side
+    from .models.runs import Run
 
 STORE_SECONDS = 0.1  # of creating, checking and reading a store of any size: some hundred small reads and writes
 PROBE_BYTES = 2**23  # written to time the disk, into a file without a name
@@ -112,12 +113,53 @@ def estimate_run(
     Returns:
         The estimate; a note says so where the scores are there already.
     """
-    from .influence.problem import evaluating
     from .models.runs import load_run
 
     read = load_run(run)
     store = (read.path if out is None else out) / STORE_FILE
-    finished = standing_scores(store, run_config(read, settings), overwrite=overwrite)
+    finished = standing_scores(store, run_config(read.info, settings), overwrite=overwrite)
+    found = _of_run(read, settings, store)
+    if finished is None:
+        return found
+    return replace(
+        found, notes=[*found.notes, f"{store} holds these scores already: the run itself would only read them."]
+    )
+
+
+def estimate_runs(runs: Sequence[Path], settings: AttributeSettings, out: Path, *, overwrite: bool = False) -> Estimate:
+    """What `attribute_runs` with the same arguments will take.
+
+    Args:
+        runs: Run folders.
+        settings: Parameters, curvature, label.
+        out: Folder for the mean.
+        overwrite: Scores that were made under other settings may be replaced.
+
+    Returns:
+        The estimate of one run, as often as there are runs without these scores, and of the mean; a note says how many.
+    """
+    from .averaging import average_config, read_alike, standing_runs
+    from .models.runs import load_run
+
+    infos, store = read_alike(runs, settings, out), out / STORE_FILE
+    there = standing_scores(store, average_config(infos, settings), overwrite=overwrite)
+    standing = standing_runs(runs, infos, settings, overwrite=overwrite)
+    missing = [run for run, scores in zip(runs, standing, strict=True) if scores is None]
+    run = (missing or runs)[0]
+    found = _of_run(load_run(run), settings, run / STORE_FILE, average=store)
+    *stages, mean = found.stages
+    times = len(missing)
+    each = [replace(s, seconds=times * s.seconds, flops=times * s.flops, disk=times * s.disk) for s in stages if times]
+    said = f"{times} of the {len(runs)} runs are still to be scored; seconds, operations and disk are those of all of them."
+    if there is not None:
+        said = f"{store} holds this average already: it would only be read."
+    return replace(found, stages=[*each, mean], notes=[*found.notes, said])
+
+
+def _of_run(read: Run, settings: AttributeSettings, store: Path, average: Path | None = None) -> Estimate:
+    """The estimate of one run; with a last stage for the store that the mean of several goes to, where there is one."""
+    from .influence.problem import evaluating
+
     decay, network = float(read.info["weight_decay"]), read.model.model
     sides = Sides(read.train, read.test)
     with few_threads(read.model), evaluating(network):
@@ -129,11 +171,10 @@ def estimate_run(
             lambda sampled: sampled.prepared,
         )
         found = _estimate(plan, store, memory_bytes(settings.memory))
-    if finished is None:
-        return found
-    return replace(
-        found, notes=[*found.notes, f"{store} holds these scores already: the run itself would only read them."]
-    )
+        if average is None:
+            return found
+        mean = _writing(plan, (128, 512), average, features=False)  # those of different networks have no mean
+        return replace(found, stages=[*found.stages, replace(mean, name="average the runs")])
 
 
 def estimate_own(own: OwnSettings, settings: AttributeSettings, out: Path | None) -> Estimate:
@@ -212,7 +253,9 @@ def _estimate(plan: Sequence[tuple[Sampled, Variant]], out: Path | None, memory:
     return replace(found, stages=[*found.stages, _writing(plan, grid, out)])
 
 
-def _writing(plan: Sequence[tuple[Sampled, Variant]], grid: tuple[int, int], out: Path) -> Stage:
+def _writing(
+    plan: Sequence[tuple[Sampled, Variant]], grid: tuple[int, int], out: Path, *, features: bool = True
+) -> Stage:
     """Every byte of the store is written twice: laid out first, and filled tile by tile."""
     from .cache.layout import Plan, VariantLayout
     from .influence.estimate import Stage
@@ -220,8 +263,8 @@ def _writing(plan: Sequence[tuple[Sampled, Variant]], grid: tuple[int, int], out
     sampled = plan[0][0]
     queries = sampled.prepared.queries
     layout = Plan(
-        queries=None if queries is None else _examples(queries),
-        train=_examples(sampled.train),
+        queries=None if queries is None else _examples(queries, features),
+        train=_examples(sampled.train, features),
         variants=tuple(VariantLayout(name=v.name, train_scores=v.train_scores) for _, v in plan),
         attributes={},
         config={},
@@ -234,7 +277,7 @@ def _writing(plan: Sequence[tuple[Sampled, Variant]], grid: tuple[int, int], out
     return Stage(name="write the store", seconds=seconds, flops=0.0, disk=size)
 
 
-def _examples(side: Side) -> Examples:
+def _examples(side: Side, features: bool) -> Examples:
     """What the store keeps of a side, each array as long as it will be without the memory that it would take."""
     import numpy as np
 
@@ -245,7 +288,7 @@ def _examples(side: Side) -> Examples:
     longer: dict[str, Any] = {
         name: value if value is None else np.broadcast_to(value[:1], (n, *value.shape[1:])) for name, value in kept
     }
-    return Examples(**longer)
+    return Examples(**(longer if features else longer | {"features": None}))
 
 
 def _seconds_a_byte(out: Path) -> float:

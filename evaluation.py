@@ -175,7 +175,8 @@ def _identity(run: Run, store: Path) -> str:
     with open_store(store) as held:
         config = held.contents.config
     for name, own in (("model_sha256", run.info["model_sha256"]), ("data_sha256", run.info["data"]["fingerprint"])):
-        if config.get(name) != own:
+        held_by_it = config.get(name)
+        if own not in (held_by_it if isinstance(held_by_it, list) else [held_by_it]):  # of an average: one of its runs
             what = "weights" if name.startswith("model") else "data"
             raise StoreError(
                 f"{store} holds scores of other {what} than those of {run.path}; score this run by `upweight attribute`, or "

@@ -292,16 +292,18 @@ def method_name(scores: Scores) -> str:
     how: Mapping[str, Any] = scores.meta.get("curvature", {})
     words = [str(how.get("name", "scores"))]
     if words == ["GradientDot"]:
-        return "gradient cosine" if how.get("cosine") else "gradient product"
+        words = ["gradient cosine" if how.get("cosine") else "gradient product"]
     if how.get("rows", "logits") != "logits":
         words.append(f"{how['rows']} rows")
     if scores.spectrum is not None and scores.spectrum.damping:
         words.append(f"damping {scores.spectrum.damping:.3g}{' (auto)' if how.get('damping') == 'auto' else ''}")
     elif scores.spectrum is not None:
         words.append("undamped")
+    elif "average" in how and "damping" in how:  # each run has a spectrum of its own
+        words.append(f"damping {how['damping']}" if how["damping"] else "undamped")
     if how.get("leave_one_out"):
         words.append("leave-one-out")
-    return ", ".join(words)
+    return (f"mean of {how['average']} runs: " if "average" in how else "") + ", ".join(words)
 
 
 class Truths:

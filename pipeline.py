@@ -5,7 +5,7 @@ Heavy modules are imported inside the functions that need them, so that the comm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -391,7 +391,7 @@ def attribute_run(
 
     run = run if isinstance(run, Run) else load_run(run)
     out = (run.path if out is None else out) / STORE_FILE
-    config = run_config(run, settings)
+    config = run_config(run.info, settings)
     finished = standing_scores(out, config, overwrite=overwrite)
     if finished is not None:
         return finished
@@ -413,11 +413,11 @@ def attribute_run(
         return score(plan, out, report, config, memory=memory_bytes(settings.memory), overwrite=overwrite)
 
 
-def run_config(run: Run, settings: AttributeSettings) -> dict[str, Any]:
+def run_config(info: Mapping[str, Any], settings: AttributeSettings) -> dict[str, Any]:
     """What decides the scores of a run.
 
     Args:
-        run: The run.
+        info: What its run.json holds.
         settings: Parameters, curvature, label.
 
     Returns:
@@ -425,8 +425,8 @@ def run_config(run: Run, settings: AttributeSettings) -> dict[str, Any]:
     """
     return {
         **settings.decisive(),
-        "model_sha256": run.info["model_sha256"],
-        "data_sha256": run.info["data"]["fingerprint"],
+        "model_sha256": info["model_sha256"],
+        "data_sha256": info["data"]["fingerprint"],
     }
 
 

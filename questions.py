@@ -123,8 +123,9 @@ def _pictures(folder: Path) -> _Pictures:
         return _Pictures(train=run.train, queries=run.test)
     said = read_made(folder / REPLAY_FILE)
     start = Path(said.get("made", {}).get("folder", "."))
-    if "run" in said:
-        return _pictures(start / said["run"])
+    runs = said.get("run")
+    if runs:  # of an average all have the same images; a file of earlier versions names one run as text
+        return _pictures(start / (runs if isinstance(runs, str) else runs[0]))
     if "train" not in said:
         raise UsageError(f"{folder} has no {REPLAY_FILE} that says where its images lie; leave --image out.")
 
@@ -238,7 +239,8 @@ def saliency(
     picture, numbers = free_file(image, ".png", overwrite), free_file(npz, ".npz", overwrite)
     if (run / STORE_FILE).exists() and not (run / RUN_FILE).exists():
         raise UsageError(
-            f"{run} holds scores of a network of your own; saliency is drawn for runs of `upweight fine-tune`."
+            f"{run} holds scores alone, of a network of your own or of several runs; saliency is drawn for runs of `upweight "
+            "fine-tune`."
         )
     read = load_run(run)
     chosen = one_per_class(read.test.labels.numpy()) if rows is None else np.asarray(rows)

@@ -196,19 +196,15 @@ def one_by_one(bench: Bench, jobs: Sequence[Job], report: Progress | None) -> li
     Returns:
         The jobs that could not be done.
     """
+    from .reports.progress import prefixed
+
     failures = []
     for i, job in enumerate(jobs):
         try:
-            bench.do(job, _prefixed(report, f"{i + 1}/{len(jobs)} {job.name}"))
+            bench.do(job, prefixed(report, f"{i + 1}/{len(jobs)} {job.name}"))
         except bearable() as error:
             failures.append(Failure(job, error))
     return failures
-
-
-def _prefixed(report: Progress | None, name: str) -> Progress | None:
-    if report is None:
-        return None
-    return lambda stage, done, total: report(f"{name}: {stage}", done, total)
 
 
 # ---- several at once -------------------------------------------------------------------------------------------------------

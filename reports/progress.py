@@ -38,6 +38,21 @@ def reporting(progress: bool | Report | None) -> Generator[Report | None]:
         bars.close()
 
 
+def prefixed(report: Report | None, name: str) -> Report | None:
+    """Progress of one piece of work among several.
+
+    Args:
+        report: Told of all of them; None: nobody is.
+        name: Of this one, put before its stages.
+
+    Returns:
+        A function of (stage, done, total), or None.
+    """
+    if report is None:
+        return None
+    return lambda stage, done, total: report(f"{name}: {stage}", done, total)
+
+
 class Bars:
     """One bar for the stage under way; a stage that took its time leaves its line behind."""
 
