@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
+from .gradients import Gradients
 from .problem import Problem
 from .replay import Training, beginning, fixed_weights, run_stretch
 from .side import Side, examine
-
-COLUMNS = 512  # train gradients in flight
+from .work import ANY, Work
 
 Weights = Mapping[str, Tensor]
 
@@ -25,24 +25,27 @@ Weights = Mapping[str, Tensor]
 class Along:
     """A train set at every checkpoint."""
 
-    train: tuple[Side, ...]
+    train: tuple[Gradients, ...]
     rates: tuple[float, ...]
-    queries: dict[int, tuple[Side, tuple[Side, ...]]] = field(default_factory=dict)
+    queries: dict[int, tuple[Side, tuple[Gradients, ...]]] = field(default_factory=dict)
     """Queries at every checkpoint, by the identity of the side; the side is held, so that no other gets its number."""
 
     @classmethod
-    def of(cls, train: Side, checkpoints: tuple[Weights, ...], rates: tuple[float, ...]) -> Along:
+    def of(cls, train: Side, checkpoints: tuple[Weights, ...], rates: tuple[float, ...], work: Work = ANY) -> Along:
         """Examine a train set at every checkpoint.
 
         Args:
             train: At the finished weights.
             checkpoints: Weights by name.
             rates: One a checkpoint.
+            work: Memory, of which kept gradients take a part.
 
         Returns:
             All of them.
         """
-        return cls(tuple(_moved(train, _problem_at(train.problem, weights)) for weights in checkpoints), rates)
+        moved = [_moved(train, _problem_at(train.problem, weights)) for weights in checkpoints]
+        share = replace(work, memory=work.budget(train.logits.device) // max(len(moved), 1))
+        return cls(tuple(Gradients.of(side, share) for side in moved), rates)
 
     def scores(self, queries: Side, rows: slice) -> Float[Tensor, "b n"]:
         """Sum over checkpoints of rate x dot products.
@@ -55,13 +58,12 @@ class Along:
             Scores [b, n].
         """
         if id(queries) not in self.queries:
-            self.queries[id(queries)] = queries, tuple(_moved(queries, side.problem) for side in self.train)
-        n, total = len(self.train[0]), None
-        for rate, train, moved in zip(self.rates, self.train, self.queries[id(queries)][1], strict=True):
-            G = rate * moved.gradients(rows)
-            blocks = [slice(at, min(at + COLUMNS, n)) for at in range(0, n, COLUMNS)]
-            part = torch.cat([G @ train.gradients(columns).T for columns in blocks], dim=1)
-            total = part if total is None else total + part
+            moved = [_moved(queries, train.side.problem) for train in self.train]
+            self.queries[id(queries)] = queries, tuple(Gradients.of(side, keep=False) for side in moved)
+        every, total = slice(0, len(self.train[0].side)), None
+        for rate, train, own in zip(self.rates, self.train, self.queries[id(queries)][1], strict=True):
+            part = rate * train.dots(own.packed(rows), every)
+            total = part if total is None else total.add_(part)
         assert total is not None  # there is a checkpoint
         return total
 

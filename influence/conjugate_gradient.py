@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
-from .blas import product
 from .damped import STEPS, WIDTH, largest_eigenvalue
 from .damping import Damping, check_positive, checked, chosen_damping, each, single
-from .gradients import TrainGradients
+from .gradients import Gradients
 from .kronecker import KroneckerMatrix
 from .krylov import conjugate_gradients
 from .preconditioners import PRECONDITIONERS, Precondition, Sketch, fit_preconditioner
@@ -46,7 +45,7 @@ class ConjugateState:
 
     products: Operator
     preconditioner: KroneckerMatrix | Sketch | None
-    train: TrainGradients
+    train: Gradients
     lambda_max: float
     damping: float
     taken: Taken = field(default_factory=Taken)
@@ -136,7 +135,7 @@ class ConjugateGradient:
         steps = max(2, min(STEPS, work.budget(device) // (32 * WIDTH * p)))  # basis and images, float64
         lambda_max = largest_eigenvalue(products, p, device, steps=steps)
         damping = self._damping(train, lambda_max)
-        return ConjugateState(products, preconditioner, TrainGradients.of(train), lambda_max, damping)
+        return ConjugateState(products, preconditioner, Gradients.of(train, work), lambda_max, damping)
 
     def solve(self, state: ConjugateState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
         """H^+ g for a block of queries.
@@ -147,14 +146,14 @@ class ConjugateGradient:
             rows: The block.
 
         Returns:
-            Solved gradients [b, p].
+            Solved gradients [b, p] in the order of the train gradients.
         """
         side = state.train.side
         step = max(1, BLOCK_BYTES // (8 * side.problem.p))
         parts = []
         for at in range(rows.start, rows.stop, step):
             part = slice(at, min(at + step, rows.stop))
-            G = state.train.rows(part) if queries is side else queries.gradients(part)
+            G = queries.gradients(part)
             found = conjugate_gradients(
                 partial(_damped, state), G.double(), partial(_inverse, state), rtol=self.rtol, max_steps=self.max_steps
             )
@@ -162,7 +161,7 @@ class ConjugateGradient:
             state.taken.steps = max(state.taken.steps, found.steps)
             state.taken.residual = max(state.taken.residual, found.residual)
             parts.append(found.X.to(G.dtype))
-        return torch.cat(parts)
+        return state.train.arranged(torch.cat(parts))
 
     def scores(
         self, state: ConjugateState, solved: Float[Tensor, "b p"], train: Side, columns: slice
@@ -178,7 +177,7 @@ class ConjugateGradient:
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        return product(solved, state.train.rows(columns).T)
+        return state.train.times(solved, columns)
 
     def spectrum(self, state: ConjugateState) -> Spectrum:
         """What is known of the curvature: its largest eigenvalue, and of the Gauss-Newton matrix that none is negative.

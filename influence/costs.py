@@ -13,9 +13,11 @@ from .attribute import Variant
 from .calibrate import SLOT, Machine, count_flops, growing, seconds_of
 from .curvature import Curvature
 from .estimate import Matrix, Stage
-from .gradients import KEPT_BYTES
+from .gradients import Gradients, Part, width
 from .hessian import Hessian, hessian_rows
+from .layers import Pair
 from .products import tangents_at_once
+from .rowset import KEPT_SHARE
 from .sample import Sampled
 from .sensitivity import SAMPLE
 from .side import Side
@@ -147,17 +149,19 @@ def gradient_dot(task: Task) -> tuple[list[Stage], Matrix]:
         Its stages, and that nothing is inverted.
     """
     fitted, again = train_gradients(task)
-    problem, n, asked = task.sampled.problem, task.sampled.n, task.asked
-    dtype = torch.float64 if problem.linear else problem.dtype
-    own = gradient_seconds(task.sampled.train, task.sampled.train.batch_size)
-    flops = count_flops(lambda: task.sampled.train.gradients(slice(0, 1)))
-    item = torch.finfo(dtype).bits // 8
-    seconds = asked * own + again + task.machine.torch_product(asked, problem.p, n, dtype)
+    n, asked = task.sampled.n, task.asked
+    gradients = Gradients.of(task.sampled.train, task.work)
+    parts = gradients.read(slice(0, 1))
+    own = part_seconds(gradients)
+    flops = count_flops(lambda: gradients.read(slice(0, 1)))
+    across = [number for part in parts for number in _across(part)]
+    dtype = parts[0].U.dtype if isinstance(parts[0], Pair) else parts[0].dtype
+    seconds = asked * own + again + sum(task.machine.product(asked, number, n, dtype) for number in across)
     scoring = task.stage(
         "scores",
         seconds,
-        asked * flops + 2.0 * asked * n * problem.p,
-        memory=2 * item * problem.p * (min(asked, task.grid[0]) + min(n, task.grid[1])),
+        asked * flops + 2.0 * asked * n * sum(across),
+        memory=2 * gradients.each * (min(asked, task.grid[0]) + min(n, gradients.block)),
     )
     what = "no curvature"
     return [*fitted, scoring], Matrix(variant=task.variant.name, form="none", size=0, what=what)
@@ -226,16 +230,33 @@ def train_gradients(task: Task) -> tuple[list[Stage], float]:
     Returns:
         Its stages, and the seconds of forming them again for each block of queries where they are not kept.
     """
-    problem, side, n = task.sampled.problem, task.sampled.train, task.sampled.n
-    item = 8 if problem.linear else torch.finfo(problem.dtype).bits // 8
-    nbytes = n * problem.p * item
-    one = gradient_seconds(side, side.batch_size) + task.sampled.read
-    if nbytes > KEPT_BYTES:
+    gradients, n = Gradients.of(task.sampled.train, task.work), task.sampled.n
+    nbytes = n * gradients.each
+    one = part_seconds(gradients) + task.sampled.read
+    if nbytes > task.work.budget(task.sampled.problem.device) // KEPT_SHARE:
         return [], n * one * -(-task.asked // task.grid[0])
     if task.shared:
         return [], 0.0
-    flops = float(n * count_flops(lambda: side.gradients(slice(0, 1))))
+    flops = float(n * count_flops(lambda: gradients.read(slice(0, 1))))
     return [task.stage("train gradients", n * one, flops, memory=2 * nbytes, kept=nbytes)], 0.0
+
+
+def part_seconds(gradients: Gradients) -> float:
+    """Seconds of reading the parts of an example's gradient.
+
+    Args:
+        gradients: Of some examples.
+
+    Returns:
+        Seconds an example.
+    """
+    count = min(gradients.block, len(gradients.side))
+    return growing(lambda few: lambda: gradients.read(slice(0, few)), count) / count
+
+
+def _across(part: Part) -> list[int]:
+    """Lengths of the inner products that a part of two gradients takes."""
+    return [part.U.shape[2], part.D.shape[3]] if isinstance(part, Pair) else [width(part)]
 
 
 def akin(one: Curvature[Any], others: Sequence[Curvature[Any]]) -> bool:

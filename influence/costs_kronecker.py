@@ -14,10 +14,10 @@ from .costs import Task, gradient_seconds, train_gradients
 from .damped import STEPS, WIDTH
 from .estimate import Matrix, Stage
 from .factors import make_factor
-from .kronecker import KEPT_BYTES, kronecker_plan, layout, taken_apart, working_type
+from .kronecker import kronecker_plan, layout, taken_apart, working_type
 from .kronecker_curvature import KroneckerCurvature
 from .row_products import mean_products
-from .rowset import catch_rows
+from .rowset import KEPT_SHARE, catch_rows
 from .sample import stretched
 
 FEW, TOGETHER = 16, 32  # examples and vectors of what is timed
@@ -46,18 +46,20 @@ def kronecker(task: Task) -> tuple[list[Stage], Matrix]:
     )
     dtype = working_type(sampled.problem)
     item = torch.finfo(dtype).bits // 8
-    R, multiplied, turned, bases, held = cotangents.shape[1], 0.0, 0.0, 0.0, 8 * p
+    R, multiplied, turned, bases, held, each = cotangents.shape[1], 0.0, 0.0, 0.0, 8 * p, 0
     for block, U, D in taken_apart(catch_rows(few, plan, slice(0, 1), cotangents[:1]), blocks):
         (outs, ins), T = block.place.shape, U.shape[1]
         both = machine.product(n * T, ins, ins, dtype) + machine.product(n * T * D.shape[1], outs, outs, dtype)
         squared = machine.product(n * T * (1 if T == 1 else D.shape[1]), ins, outs, dtype)
         multiplied += both + (both + squared if sweeps == 2 else 0.0)
-        turned += both / D.shape[1] + machine.product(n * T, ins, outs, dtype)
+        pair = block.map and T == 1  # never written out
+        turned += both / D.shape[1] + (0.0 if pair else machine.product(n * T, ins, outs, dtype))
+        each += item * (ins + outs if pair else block.size)
         bases += machine.eigen(ins, vectors=True) + machine.eigen(outs, vectors=True)
         held += (8 + item) * (ins**2 + outs**2)
     own = gradient_seconds(sampled.train, sampled.train.batch_size)
     stages: list[Stage] = []
-    kept = n * p * item if n * p * item <= KEPT_BYTES else 0
+    kept = n * each if n * each <= task.work.budget(sampled.problem.device) // KEPT_SHARE else 0
     once = n * (own + sampled.read) + turned
     if not task.shared:
         stages.append(
@@ -76,7 +78,7 @@ def kronecker(task: Task) -> tuple[list[Stage], Matrix]:
         "scores",
         again + rows * (own + turned / n + machine.product(tile, p, n, dtype) / tile),
         2.0 * rows * n * p,
-        memory=2 * item * p * (tile + min(n, task.grid[1])),
+        memory=3 * item * p * tile + each * min(n, task.grid[1]),
     )
     what = "the analysed parameters, a product of two small matrices for each layer"
     return [*stages, scoring], Matrix(variant=task.variant.name, form="primal", size=p, what=what)

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
 from .along import Along, points, weights_digest
-from .gradients import TrainGradients
+from .gradients import Gradients
 from .replay import Training
 from .side import Side
 from .work import ANY, Work
 
-State = TrainGradients | Along
+State = Gradients | Along
 ALONG_SIGN = (
     "+ sum over checkpoints of rate g_query^T g_train; positive = helpful: removing the example raises the query's loss by about "
     "score / n"
@@ -95,7 +94,7 @@ class GradientDot:
         return told
 
     def fit(self, train: Side, *, like: State | None = None, work: Work = ANY) -> State:
-        """Form the train gradients where they fit in memory, or run the train set at every checkpoint.
+        """Prepare to read the train gradients, or run the train set at every checkpoint.
 
         Args:
             train: The train set, examined.
@@ -109,8 +108,8 @@ class GradientDot:
         if like is not None:
             return like
         if self.checkpoints:
-            return Along.of(train, tuple(self.checkpoints), tuple(self.rates))
-        return TrainGradients.of(train)
+            return Along.of(train, tuple(self.checkpoints), tuple(self.rates), work)
+        return Gradients.of(train, work)
 
     def solve(self, state: State, queries: Side, rows: slice) -> Float[Tensor, "b k"]:
         """The query gradients themselves; with checkpoints the scores.
@@ -121,11 +120,11 @@ class GradientDot:
             rows: The block.
 
         Returns:
-            Gradients [b, p], of unit length for the cosine; with checkpoints scores [b, n].
+            Gradients in parts [b, k], of unit length for the cosine; with checkpoints scores [b, n].
         """
         if isinstance(state, Along):
             return state.scores(queries, rows)
-        return self._scaled(queries.gradients(rows))
+        return Gradients.of(queries, keep=False).packed(rows, unit=self.cosine)
 
     def scores(self, state: State, solved: Float[Tensor, "b k"], train: Side, columns: slice) -> Float[Tensor, "b c"]:
         """Dot products with a block of train gradients.
@@ -141,7 +140,7 @@ class GradientDot:
         """
         if isinstance(state, Along):
             return solved[:, columns]
-        return solved @ self._scaled(state.rows(columns)).T
+        return state.dots(solved, columns, unit=self.cosine)
 
     def spectrum(self, state: State) -> None:
         """There is no curvature.
@@ -171,9 +170,3 @@ class GradientDot:
             None.
         """
         return iter(())
-
-    def _scaled(self, G: Tensor) -> Tensor:
-        if not self.cosine:
-            return G
-        length = G.norm(dim=1, keepdim=True)
-        return torch.where(length > 0, G / torch.where(length > 0, length, 1.0), 0.0)

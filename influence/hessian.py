@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import UsageError
 from .damping import checked, each, single
 from .errors import SolveError
-from .gradients import TrainGradients
+from .gradients import Gradients
 from .problem import Problem
 from .products import hessian_products, tangents_at_once
 from .side import Side
@@ -28,7 +28,7 @@ class HessianState:
 
     eigen: Eigen
     rule: Inversion
-    train: TrainGradients
+    train: Gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Hessian:
             )
         H = assemble_hessian(train, self.batch_size or train.batch_size)
         eps = torch.finfo(torch.float64 if train.problem.linear else train.problem.dtype).eps
-        return HessianState(eigendecompose(H, eps), rule, TrainGradients.of(train))
+        return HessianState(eigendecompose(H, eps), rule, Gradients.of(train, work))
 
     def solve(self, state: HessianState, queries: Side, rows: slice) -> Float[Tensor, "b p"]:
         """H^+ times the query gradients.
@@ -108,11 +108,11 @@ class Hessian:
             rows: The block.
 
         Returns:
-            Solved gradients [b, p], float64.
+            Solved gradients [b, p] in the order of the train gradients, float64.
         """
         V = state.eigen.V
         G = queries.gradients(rows).double()
-        return ((G @ V) * state.eigen.inverse(state.rule)) @ V.T
+        return state.train.arranged(((G @ V) * state.eigen.inverse(state.rule)) @ V.T)
 
     def scores(
         self, state: HessianState, solved: Float[Tensor, "b p"], train: Side, columns: slice
@@ -128,7 +128,7 @@ class Hessian:
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        return solved @ state.train.rows(columns).double().T
+        return state.train.times(solved, columns)
 
     def spectrum(self, state: HessianState) -> Spectrum:
         """Facts of the Hessian, its negative part included.

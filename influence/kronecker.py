@@ -17,14 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .errors import SolveError
-from .layers import Caught, Plan
+from .gradients import Gradients, Part, part_bytes, read_size
+from .layers import Caught, Pair, Plan
 from .problem import Problem
-from .rowset import catch_rows
+from .rowset import KEPT_SHARE, catch_rows
 from .side import Side
+from .work import Work
 
 Others = Literal["dense", "diagonal", "skip"]
 DENSE_LIMIT = 4_096  # parameters of a layer up to which its whole block is decomposed
-KEPT_BYTES = 2 * 2**30  # train gradients up to this size are formed once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,12 +75,39 @@ class Block:
             One matrix an example.
         """
         T, (outs, ins) = U.shape[1], self.place.shape
-        early = T * (ins**2 + outs**2) <= ins * outs * (ins + outs)
-        if early:
-            U = U if self.V_in is None else U @ self.V_in
-            D = D if self.V_out is None else D @ self.V_out
-        G = D.mT @ U if T > 1 else D[:, 0, :, None] * U[:, 0, None, :]
-        return G if early else self.turned(G)
+        if T * (ins**2 + outs**2) > ins * outs * (ins + outs):
+            return self.turned(D.mT @ U)
+        U, D = self.turned_parts(U, D)
+        return D.mT @ U if T > 1 else D[:, 0, :, None] * U[:, 0, None, :]
+
+    def turned_parts(
+        self, U: Float[Tensor, "b T in"], D: Float[Tensor, "b T out"]
+    ) -> tuple[Float[Tensor, "b T in"], Float[Tensor, "b T out"]]:
+        """Inputs and output gradients in the basis of the block.
+
+        Args:
+            U: Inputs.
+            D: Gradients at the output.
+
+        Returns:
+            U V_in and D V_out.
+        """
+        return U if self.V_in is None else U @ self.V_in, D if self.V_out is None else D @ self.V_out
+
+    def part(self, U: Float[Tensor, "b T in"], D: Float[Tensor, "b T out"]) -> Part:
+        """The gradients of some examples as `Gradients` multiplies them.
+
+        Args:
+            U: Inputs.
+            D: Gradients at the output.
+
+        Returns:
+            At one position of a linear map the pair, otherwise matrices written out [b, out in].
+        """
+        if not self.map or U.shape[1] > 1:
+            return self.gradients(U, D).flatten(1)
+        U, D = self.turned_parts(U, D)
+        return Pair(U, D[:, None])
 
 
 @dataclass(slots=True, eq=False)
@@ -99,8 +127,6 @@ class KroneckerMatrix:
     """Analysed parameters that have no part in it."""
     diagonal: Sequence[str]
     """Layers whose other parameters are taken one by one."""
-    kept: Float[Tensor, "n size"] | None = None
-    """Train gradients in its coordinates."""
 
     @property
     def size(self) -> int:
@@ -122,8 +148,6 @@ class KroneckerMatrix:
         Returns:
             In the type that the problem computes in.
         """
-        if side is self.side and self.kept is not None:
-            return self.kept[rows]
         parts = []
         for at in range(rows.start, rows.stop, self.step):
             part = slice(at, min(at + self.step, rows.stop))
@@ -132,15 +156,30 @@ class KroneckerMatrix:
             parts.append(torch.cat(own, dim=1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def keep(self, budget: int) -> None:
-        """Form the train gradients once, where they fit.
+    def train_gradients(self, work: Work) -> Gradients:
+        """The train gradients in its coordinates.
 
         Args:
-            budget: Bytes that a fit may take.
+            work: Memory, of which kept gradients take a part.
+
+        Returns:
+            The means to read them; none is formed yet but one.
         """
-        item = torch.finfo(working_type(self.side.problem)).bits // 8
-        if len(self.side) * self.size * item <= min(KEPT_BYTES, budget // 2):
-            self.kept = self.gradients(self.side, slice(0, len(self.side)))
+        side, cotangents = self.side, self.side.residual[:, None, :]
+
+        def read(rows: slice) -> list[Part]:
+            caught = catch_rows(side, self.plan, rows, cotangents[rows], self.step)
+            return [block.part(U, D[:, 0]) for block, U, D in taken_apart(caught, self.blocks)]
+
+        order, at = [], 0
+        one = read(slice(0, 1))
+        for block, part in zip(self.blocks, one, strict=True):
+            own = torch.arange(at, at + block.size, device=self.lam.device)
+            order.append(own.view(block.place.shape).T.flatten() if isinstance(part, Pair) else own)
+            at += block.size
+        each = sum(part_bytes(part) for part in one)
+        budget = work.budget(self.lam.device)
+        return Gradients(side, read, torch.cat(order), each, read_size(each, budget), budget // KEPT_SHARE)
 
     def inverse(self, vectors: Float[Tensor, "k p"], damping: float) -> Float[Tensor, "k p"]:
         """(this + damping I)^-1 times vectors over all analysed parameters.

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import UsageError
-from .blas import product
 from .damping import Damping, check_positive, checked, single
 from .factors import KINDS, Rows, make_factor
+from .gradients import Gradients
 from .kronecker import KroneckerMatrix, Others
 from .kronecker_fit import Kind, fit_kronecker
 from .side import Side
@@ -32,6 +32,8 @@ class KroneckerState:
 
     matrix: KroneckerMatrix
     damping: float
+    train: Gradients
+    """In the coordinates of the matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class KroneckerCurvature(ABC):
         return {"name": type(self).__name__, **asdict(self)}
 
     def fit(self, train: Side, *, like: KroneckerState | None = None, work: Work = ANY) -> KroneckerState:
-        """Form and decompose the factors, and turn the train gradients into their bases.
+        """Form and decompose the factors.
 
         Args:
             train: The train set, examined.
@@ -99,11 +101,12 @@ class KroneckerCurvature(ABC):
         if like is None:
             factor = make_factor(self.rows, train.logits, train.target, samples=self.samples, seed=self.seed)
             matrix = fit_kronecker(train, factor, self.kind, self.others, work)
-            matrix.keep(work.budget(train.logits.device))
+            gradients = matrix.train_gradients(work)
         else:
-            matrix = like.matrix
+            matrix, gradients = like.matrix, like.train
         given = single(self.damping)
-        return KroneckerState(matrix, float(matrix.lam.mean()) / MEAN_SHARE if given == "auto" else float(given))
+        damping = float(matrix.lam.mean()) / MEAN_SHARE if given == "auto" else float(given)
+        return KroneckerState(matrix, damping, gradients)
 
     def solve(self, state: KroneckerState, queries: Side, rows: slice) -> Float[Tensor, "b k"]:
         """Query gradients in the bases of the blocks, over the damped eigenvalues.
@@ -114,10 +117,10 @@ class KroneckerCurvature(ABC):
             rows: The block.
 
         Returns:
-            H^+ g in these coordinates [b, k].
+            H^+ g in these coordinates [b, k], in the order of the train gradients.
         """
         G = state.matrix.gradients(queries, rows)
-        return G / (state.matrix.lam + state.damping).to(G.dtype)
+        return state.train.arranged(G.div_((state.matrix.lam + state.damping).to(G.dtype)))
 
     def scores(
         self, state: KroneckerState, solved: Float[Tensor, "b k"], train: Side, columns: slice
@@ -133,7 +136,7 @@ class KroneckerCurvature(ABC):
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        return product(solved, state.matrix.gradients(train, columns).T)
+        return state.train.times(solved, columns)
 
     def spectrum(self, state: KroneckerState) -> Spectrum:
         """Facts of the approximate curvature; all of its eigenvalues are known.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
@@ -170,6 +170,42 @@ def _served(module: nn.Module, parameter: str) -> bool:
     if type(module) in Normalised:
         return bool(module.track_running_stats)
     return type(module) in (nn.Linear, nn.Conv2d, nn.LayerNorm)
+
+
+def places(problem: Problem, plan: Plan) -> tuple[list[Int[Tensor, "_ _"]], Int[Tensor, " q"]]:
+    """Where in a vector over all analysed parameters the numbers lie that caught rows stand for.
+
+    Args:
+        problem: The analysed function.
+        plan: What is read off which layer; of a linear problem, its head.
+
+    Returns:
+        Of every pair [in, out], a bias last; and of every column that is written out.
+    """
+    sizes = [value.numel() for value in problem.theta.values()]
+    everywhere = torch.split(torch.arange(problem.p, device=problem.device), sizes)
+    place = dict(zip(problem.theta, everywhere, strict=True))
+    layers: Mapping[str, Sequence[str]] = plan.layers
+    if problem.linear:
+        assert problem.head is not None  # a linear problem is its head
+        layers = {problem.head: [short for short in ("weight", "bias") if problem.full_name(short) in place]}
+    pairs, written = [], []
+    for name, shorts in layers.items():
+        own = {short: place[f"{name}.{short}" if name else short] for short in shorts}
+        module = problem.model.get_submodule(name)
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            written += [own[short] for short in ("weight", "bias") if short in own]
+            continue
+        out = module.weight.shape[0]
+        columns = [own[short].view(out, -1) for short in ("weight", "bias") if short in own]
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        for group in torch.cat(columns, dim=1).chunk(groups):  # [out, in and perhaps one more]
+            if problem.linear or plan.ways.get(name, "rows") != "rows":
+                pairs.append(group.T)
+            else:
+                written.append(group.flatten())
+    written += [place[name] for name in plan.other]
+    return pairs, torch.cat(written) if written else torch.arange(0, device=problem.device)
 
 
 def catch(problem: Problem, plan: Plan, z: Tensor, cotangents: Float[Tensor, "b R C"]) -> Caught:

@@ -15,7 +15,7 @@ from .. import UsageError
 from .blas import product
 from .damping import Damping, checked, chosen_damping, each, single
 from .errors import SolveError
-from .gradients import TrainGradients
+from .gradients import Gradients
 from .side import Side
 from .solve import Eigen, Inversion, Negative
 from .spectrum import Spectrum
@@ -45,7 +45,7 @@ class LowRankState:
     said: tuple[str, ...]
     """What to say of the decomposition at any damping."""
     rule: Inversion
-    train: TrainGradients
+    train: Gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class LowRank(ABC):
                     f"and there are {room / 2**30:.1f}; lower the rank or analyse fewer parameters."
                 )
             eigen, left_out, said = self._decompose(train, work)
-            train_gradients = TrainGradients.of(train)
+            train_gradients = Gradients.of(train, work)
         else:
             eigen, left_out, said, train_gradients = like.eigen, like.left_out, like.said, like.train
         given = single(self.damping)
@@ -144,14 +144,17 @@ class LowRank(ABC):
             rows: The block.
 
         Returns:
-            Solved gradients [b, p], float64.
+            Solved gradients [b, p] in the order of the train gradients, in the type of the problem.
         """
         V, inverse = state.eigen.V, state.eigen.inverse(state.rule)
-        G = queries.gradients(rows).double()
+        own = queries.gradients(rows)
+        G = own.double()
         c = product(G, V)
         if self.complement == "drop":
-            return product(c * inverse, V.T)
-        return product(c * (inverse - 1 / state.rule.damping), V.T).add_(G, alpha=1 / state.rule.damping)
+            solved = product(c * inverse, V.T)
+        else:
+            solved = product(c * (inverse - 1 / state.rule.damping), V.T).add_(G, alpha=1 / state.rule.damping)
+        return state.train.arranged(solved.to(own.dtype))
 
     def scores(
         self, state: LowRankState, solved: Float[Tensor, "b p"], train: Side, columns: slice
@@ -167,8 +170,7 @@ class LowRank(ABC):
         Returns:
             Scores [b, c], nats per unit weight.
         """
-        G = state.train.rows(columns)
-        return product(solved.to(G.dtype), G.T)
+        return state.train.times(solved, columns)
 
     def spectrum(self, state: LowRankState) -> Spectrum:
         """Facts of the eigenvalues that were found.

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .blas import product
 from .factors import make_factor
-from .layers import Caught, Plan, Way, catch
-from .problem import Problem
+from .layers import Caught, Plan, Way, catch, places
 from .products import Kind, Products
 from .rowset import KEPT_SHARE, RowSet, row_set
 from .side import Side
@@ -88,7 +87,7 @@ def mean_products(train: Side, kind: Kind = "ggn", *, columns: int, sweeps: int 
     # a row costs a pass back through the network, and a product by torch.func two there and back
     if columns * (sweeps if kept else 1) < R:
         return by_func
-    return RowProducts(rows, *_places(train.problem, plan))
+    return RowProducts(rows, *places(train.problem, plan))
 
 
 def _ways(side: Side, R: int, vectors: int, keep: int) -> Mapping[str, Way]:
@@ -105,30 +104,6 @@ def _ways(side: Side, R: int, vectors: int, keep: int) -> Mapping[str, Way]:
         fits = len(side) * sum(R * pair.width for pair in pairs) * item <= keep
         ways[name] = "rows" if by_rows < by_parts and fits else "parts"
     return ways
-
-
-def _places(problem: Problem, plan: Plan) -> tuple[list[Tensor], Tensor]:
-    """Where in theta the columns of caught rows lie: of every pair [in, out], and of all that is written."""
-    sizes = [value.numel() for value in problem.theta.values()]
-    everywhere = torch.split(torch.arange(problem.p, device=problem.device), sizes)
-    place = dict(zip(problem.theta, everywhere, strict=True))
-    pairs, written = [], []
-    for name, shorts in plan.layers.items():
-        own = {short: place[f"{name}.{short}" if name else short] for short in shorts}
-        module = problem.model.get_submodule(name)
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
-            written += [own[short] for short in ("weight", "bias") if short in own]
-            continue
-        out = module.weight.shape[0]
-        columns = [own[short].view(out, -1) for short in ("weight", "bias") if short in own]
-        groups = module.groups if isinstance(module, nn.Conv2d) else 1
-        for group in torch.cat(columns, dim=1).chunk(groups):  # [out, in and perhaps one more]
-            if plan.ways[name] == "rows":
-                written.append(group.flatten())
-            else:
-                pairs.append(group.T)
-    written += [place[name] for name in plan.other]
-    return pairs, torch.cat(written) if written else torch.arange(0, device=problem.device)
 
 
 def _in_flight(caught: Caught, vectors: int) -> list[Caught]:

@@ -105,8 +105,20 @@ def row_set(
     """
     budget = work.budget(side.logits.device)
     one = catch_rows(side, plan, slice(0, 1), cotangents[:1])
-    step = max(1, min(512, CATCH_BYTES // max(one.nbytes, 1)))
-    return RowSet(side, plan, cotangents, block_size(side, one, budget, whole=whole), step, budget // KEPT_SHARE)
+    block = block_size(side, one, budget, whole=whole)
+    return RowSet(side, plan, cotangents, block, pass_size(one), budget // KEPT_SHARE)
+
+
+def pass_size(one: Caught) -> int:
+    """Examples in one pass of the network.
+
+    Args:
+        one: The rows of one example.
+
+    Returns:
+        Between 1 and 512.
+    """
+    return max(1, min(512, CATCH_BYTES // max(one.nbytes, 1)))
 
 
 def catch_rows(side: Side, plan: Plan, examples: slice, cotangents: Float[Tensor, "b R C"], step: int = 64) -> Caught:

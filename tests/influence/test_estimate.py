@@ -146,12 +146,29 @@ def test_operations_of_the_hessian_grow_as_its_rows():
     assert 4 <= of(n) / (n * p * passes) <= 9  # there and back, and each of them with its tangent
 
 
-def test_a_dot_product_costs_two_operations_a_parameter():
+def test_a_dot_product_of_outer_products_costs_two_operations_an_input_and_an_output():
     n, m, F, C = 50, 20, 30, 4
     found = upweight.estimate(head(F, C), features(n, F, C), features(m, F, C), curvature=GradientDot())
-    p = (F + 1) * C
-    gradients = 2 * F * C * 2  # of an example: logits, and the outer product
-    assert flops(found, "scores") == pytest.approx(2 * n * m * p + m * gradients, rel=0.02)
+    assert flops(found, "scores") == 2 * n * m * (F + 1 + C)
+
+
+def test_a_dot_product_of_what_is_written_out_costs_two_operations_a_parameter():
+    spec = Spec(kind="cnn", n=50, m=20)
+    made = problem(spec)
+    found = upweight.estimate(
+        made.model, (made.X, made.y), (made.Xq, made.yq), parameters="all", curvature=GradientDot()
+    )
+    names = dict(made.model.named_parameters())
+    linear = [module for module in made.model.modules() if isinstance(module, nn.Linear)]
+    pairs = sum(layer.in_features + 1 + layer.out_features for layer in linear)
+    written = sum(value.numel() for value in names.values()) - sum(
+        value.numel() for layer in linear for value in layer.parameters()
+    )
+    own = upweight.estimate(
+        made.model, (made.X, made.y), (made.Xq[:1], made.yq[:1]), parameters="all", curvature=GradientDot()
+    )
+    each = flops(own, "scores") - 2 * 50 * (pairs + written)  # reading the gradient of a query
+    assert flops(found, "scores") == 2 * 50 * 20 * (pairs + written) + 20 * each
 
 
 # ---- bytes and sizes -----------------------------------------------------------------------------------------------------
