@@ -34,7 +34,8 @@ EVALUATION_COMMANDS = {
                 many=True,
                 default=(),
                 metavar="RUN",
-                help="further scores of the same run (folders that attribute --out made), held against the same refits",
+                help="further scores of the same run, or averages over it (folders that attribute --out or --average made), held "
+                "against the same refits",
             ),
             Option(name="out", metavar="DIR", help="folder for the page and its tables; not given: RUN/evaluation"),
             Option(

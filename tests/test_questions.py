@@ -217,7 +217,8 @@ def test_saliency_by_captum(method):
 
 def test_saliency_of_what_is_no_run():
     with pytest.raises(
-        UsageError, match="of a network of your own or of several runs; saliency is drawn for runs of `upweight fine-tune`"
+        UsageError,
+        match="of a network of your own or of several runs; saliency is drawn for runs of `upweight fine-tune`",
     ):
         questions.saliency(tiny.own_run())
 
