@@ -289,8 +289,10 @@ def _sent_back(logits: Tensor, outputs: list[Tensor], cotangents: Tensor) -> Seq
     """Gradients [R, b, ...] at the outputs of layers, all directions in one batched backward pass."""
     if not outputs:
         return ()
-    if cotangents.shape[1] == 1:  # without the cost of a batched pass
-        one = torch.autograd.grad(logits, outputs, cotangents[:, 0], allow_unused=True, materialize_grads=True)
+    if cotangents.shape[1] == 1:
+        # without the cost of a batched pass; a sum, as torch loads half of itself where it is given gradients
+        total = (logits * cotangents[:, 0]).sum()
+        one = torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True)
         return [gradient[None] for gradient in one]
     return torch.autograd.grad(
         logits,

@@ -167,14 +167,20 @@ class Problem:
             SolveError: torch.func cannot batch through a layer of the model.
             OutOfMemoryError: The device's memory is full; a smaller batch size helps.
         """
+        if self.linear:  # without torch.func, whose first call alone takes seconds
+            r = residual.double()
+            own = {
+                self.full_name("weight"): lambda: (r[:, :, None] * z[:, None, :]).flatten(1),
+                self.full_name("bias"): lambda: r,
+            }
+            return torch.cat([own[name]() for name in self.theta], dim=1)
 
         def one(theta: dict[str, Tensor], z_i: Tensor, r_i: Tensor) -> Tensor:
             return self.logits(theta, z_i[None])[0] @ r_i
 
         theta = self.start()
-        r = residual.to(torch.float64 if self.linear else self.dtype)
         try:
-            by_name = vmap(grad(one), in_dims=(None, 0, 0))(theta, z, r)
+            by_name = vmap(grad(one), in_dims=(None, 0, 0))(theta, z, residual.to(self.dtype))
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but not about the model
         except RuntimeError as error:
