@@ -13,7 +13,7 @@ import torch
 import upweight
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("tasks", "methods", "one", "render", "run", "rebuild", "baselines")
+MODULES = ("tasks", "methods", "one", "render", "run", "rebuild", "baselines", "families")
 KEYS = ("digits-head", "digits-cnn", "fashion-natural", "fashion-robust", "mnist-mlp")
 
 
@@ -190,6 +190,53 @@ def test_the_page_says_who_leads(bench):
     assert "2.00 hours" in page
     order = [page.index(f"| {value} [") for value in ("0.510", "0.500", "0.490", "0.400")]
     assert order == sorted(order)
+
+
+def family_runs():
+    cost = {"task": "digits-cnn", "cpu": 3.0, "bytes": 2**30}
+    return [
+        {**cost, "method": "ekfac", "given": line([0.2, 0.1, 0.3], None), "best": line([0.3, 0.2, 0.4], None)},
+        {**cost, "method": "kronfluence-ekfac", "best": line([0.4, 0.3, 0.5], None, family=[-0.1, -0.2, -0.05])},
+        {**cost, "method": "dot", "given": line([0.15, 0.1, 0.2], None)},
+        {**cost, "method": "captum-tracin", "given": line([0.14, 0.1, 0.2], None, family=[0.01, -0.1, 0.1])},
+        {**cost, "method": "kronfluence-kfac", "best": line([0.4, 0.3, 0.5], None)},
+    ]
+
+
+def test_the_same_method_in_several_tools_stands_side_by_side(bench):
+    _, table, said = bench.families.section({"runs": family_runs()})
+    assert "| digits-cnn | EK-FAC | 0.300 | 3.00 | kronfluence | 0.400 | -0.100 [-0.200, -0.050] | 3.00 |" in table
+    assert (
+        "| digits-cnn | gradient products | 0.150 | 3.00 | captum | 0.140 | +0.010 [-0.100, +0.100] | 3.00 |" in table
+    )
+    assert "K-FAC |" not in table.replace("EK-FAC |", "")  # there is none of ours beside it
+    assert (
+        said
+        == "Of 2 pairs ours is behind in 1, decided by the interval: EK-FAC of kronfluence on digits-cnn (by 0.100)."
+    )
+    assert bench.families.section({"runs": family_runs()[-1:]}) == []
+
+
+def test_leads_are_taken_from_the_scores_of_both(bench, tmp_path):
+    """Scores that are the better the less noise is in them."""
+    truth = upweight.open_truth(ROOT / "truth" / "digits-cnn" / "lds.h5")
+    draw = np.random.default_rng(0).standard_normal
+    noise = [draw((len(truth.query_index), len(truth.train_index))) for _ in range(2)]
+    change = (
+        truth.loss.mean(1).mean(0) - truth.loss.mean(1)
+    ).T  # [m, parts]: how much better a query is for what was kept
+    better = change @ (truth.kept - truth.kept.mean(0)) + noise[0]
+    folder = tmp_path / "digits-cnn"
+    folder.mkdir()
+    np.save(folder / "ekfac.best.npy", better)
+    np.save(folder / "kronfluence-ekfac.best.npy", noise[1])
+    runs = family_runs()
+    bench.families.add_leads("digits-cnn", runs, tmp_path)
+    mean, low, high = runs[1]["best"]["family"]
+    assert 0 < low < mean < high
+    wanted = upweight.lds_difference(better, noise[1], truth)
+    assert [mean, low, high] == pytest.approx([wanted.mean, wanted.low, wanted.high])
+    assert runs[3]["given"]["family"] == [0.01, -0.1, 0.1]  # stays where no scores are at hand
 
 
 def test_the_figure_shows_every_task(bench, tmp_path):

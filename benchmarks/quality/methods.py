@@ -105,7 +105,7 @@ _approximate: dict[str, tuple[str, tuple[str, ...], dict[str, Any], dict[str, An
     "nystroem": ("Nystroem", ALL, {"rank": 100}, {}),
     "lanczos": ("Lanczos", ALL, {"rank": 100}, {}),
     "projected": ("Projected", ALL, {"width": 512}, {}),
-    "cg": ("ConjugateGradient", ("head",), {}, {"swept": False}),
+    "cg": ("ConjugateGradient", ALL, {"rtol": 1e-3}, {"swept": False}),
 }
 for _key, (_class, _kinds, _settings, _about) in _approximate.items():
     _said = ", ".join([_class, *(f"{name} {value}" for name, value in _settings.items())])
@@ -152,14 +152,14 @@ borrowed("pydvl-ekfac", ("head", "mlp"))
 entry("pydvl-ekfac-linear", tool="pyDVL", name="EK-FAC, linear layers only", kinds=("cnn", "tail"))(
     linear_layers_only(speed.METHODS["pydvl-ekfac"].prepare)
 )
-entry("pydvl-cg", tool="pyDVL", name="CG", kinds=("head",))(pydvl_cg)
+entry("pydvl-cg", tool="pyDVL", name="CG", kinds=("head", "cnn"))(pydvl_cg)
 borrowed("dattri-explicit", ("head",), listed=False)
 borrowed("dattri-arnoldi", ALL, listed=False)
 borrowed("dattri-ekfac", ("head", "mlp"), listed=False)
 entry("dattri-ekfac-linear", tool="dattri", name="EK-FAC, linear layers only", kinds=("cnn", "tail"), listed=False)(
     linear_layers_only(speed.METHODS["dattri-ekfac"].prepare)
 )
-entry("dattri-cg", tool="dattri", name="CG, 20 steps", kinds=("head",), listed=False)(cg)
+entry("dattri-cg", tool="dattri", name="CG, 20 steps", kinds=("head", "cnn"), listed=False)(cg)
 entry("dattri-lissa", tool="dattri", name="LiSSA", kinds=("head",), listed=False)(lissa)
 entry("dattri-trak", tool="dattri", name="TRAK, projected to 512", kinds=ALL, listed=False)(dattri_trak)
 borrowed("captum-naive", ("head",), listed=False)

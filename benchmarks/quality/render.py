@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import tables
+from . import families
 from .methods import ENTRIES
 from .tasks import TASKS
 
@@ -50,6 +51,8 @@ def part(results: dict[str, Any], *, figure: bool) -> str:
         runs = [run for run in results["runs"] if run["task"] == key]
         if runs:
             parts += [f"## {facts['title']}", method_table(runs), " ".join(sentences(runs))]
+    if found := families.section(results):
+        parts += ["## The same method in several tools", *found]
     parts += ["## Damping", *damping(results, figure=figure)]
     if NOTES.exists():
         parts.append(NOTES.read_text().strip())
