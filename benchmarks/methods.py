@@ -155,8 +155,8 @@ for _bits in (32, 64):
         ours(lambda upweight, damping: upweight.GaussNewton(damping=damping), _dtype)
     )
 _FOR_SCALE: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
-    "ekfac": ("EKFAC", "EK-FAC", {}, ("head", "cnn")),
-    "kfac": ("KFAC", "K-FAC", {}, ("head", "cnn")),
+    "ekfac": ("EKFAC", "EK-FAC", {}, ALL),
+    "kfac": ("KFAC", "K-FAC", {}, ALL),
     "cg": ("ConjugateGradient", "conjugate gradients, rtol 1e-3", {"rtol": 1e-3}, ("cnn",)),
     "nystroem": ("Nystroem", "Nystroem, rank 100", {"rank": 100}, ("head", "cnn")),
     "lanczos": ("Lanczos", "Lanczos, rank 100", {"rank": 100}, ("head", "cnn")),
