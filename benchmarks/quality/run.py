@@ -16,6 +16,7 @@ import numpy as np
 
 from ..render import write
 from ..run import HERE, child, machine
+from .families import add_leads
 from .methods import ENTRIES
 from .one import SCORES
 from .rebuild import rebuild
@@ -27,12 +28,13 @@ REFERENCE = {"head": "head", "cnn": "newton-logits", "tail": "newton-logits", "m
 
 
 def compare(task: Task, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of a task with the lead of our LDS over theirs, on the same draws, where the scores lie in the cache."""
+    """The runs of a task with the leads of our LDS over theirs, on the same draws, where the scores lie in the cache."""
     from upweight.cache.truth import open_truth
     from upweight.influence.evaluation import lds_difference
 
     ours = SCORES / task.key / f"{REFERENCE[task.spec.kind]}.given.npy"
     runs = [run for run in runs if run["task"] == task.key]
+    add_leads(task.key, runs, SCORES)
     if not ours.exists():
         return runs
     truth, first = open_truth(task.folder / "lds.h5"), np.load(ours)
@@ -112,12 +114,12 @@ def main() -> None:
 
 
 def train_aware(words: argparse.Namespace) -> None:
-    """The methods that know the training, on trainings of their own."""
-    from .training import rebuild as rebuild_recorded
+    """The methods that know the training, on recorded trainings."""
+    from .training import rebuild_all
     from .training_run import run_all
 
     if words.rebuild_truth:
-        rebuild_recorded(workers=words.workers, anew=True)
+        rebuild_all(workers=words.workers, anew=True)
     run_all(missing=words.missing)
 
 

@@ -7,7 +7,9 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,20 @@ import numpy as np
 import torch
 
 from ..measure import PeakMemory
-from ..methods import Ours
 from ..one import limit_process
-from .training import RECORDED, Recorded, record, wrong_labels
+from ..problems import Problem
+from .one import SCORES
+from .tasks import TRUTH
+from .training import RECORDED, TRAININGS, Own, Recorded, record, wrong_labels
+
+Curvature = Callable[[Any, Any], Any]
+"""What makes a curvature from the package and a recording."""
+MEAN = "mean-"
 
 
-def methods(task: Recorded) -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
-    """By key: a name, and what makes the curvature from the package and a recording."""
-    found: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+def methods(task: Recorded) -> dict[str, tuple[str, Curvature]]:
+    """By key: a name, and what makes the curvature."""
+    found: dict[str, tuple[str, Curvature]] = {
         "unrolled": ("Unrolled", lambda upweight, recording: upweight.Unrolled(recording)),
         "along": ("GradientDot.along (TracIn)", lambda up, recording: up.GradientDot.along(recording, task.every)),
         "newton": ("GaussNewton, damping auto", lambda upweight, _: upweight.GaussNewton(damping="auto")),
@@ -39,7 +47,9 @@ def methods(task: Recorded) -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
             f"Unrolled, last={last}",
             lambda upweight, recording, last=last: upweight.Unrolled(recording, last=last),
         )
-    return found
+    return found | {
+        f"{MEAN}{key}": (f"{found[key][0]}, mean of {TRAININGS} trainings", found[key][1]) for key in task.means
+    }
 
 
 def judge(scores: np.ndarray, task: Recorded, question: str) -> dict[str, Any]:
@@ -56,22 +66,79 @@ def judge(scores: np.ndarray, task: Recorded, question: str) -> dict[str, Any]:
     return {"lds": [found.mean, found.low, found.high], "ceiling": ceiling}
 
 
+def kept_at(key: str, task: Recorded) -> Path:
+    """Where scores stay, for questions that are asked later."""
+    return SCORES / task.key / f"recorded-{key}.npy"
+
+
+def keep(scores: np.ndarray, key: str, task: Recorded) -> None:
+    """Write them there."""
+    path = kept_at(key, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, scores)
+
+
+def verdicts(scores: np.ndarray, task: Recorded) -> dict[str, Any]:
+    """Every question that has a ground truth by now."""
+    there = [question for question in task.questions if (TRUTH / task.key / f"{question}.h5").exists()]
+    return {question: judge(scores, task, question) for question in there}
+
+
 def attempt(key: str, task: Recorded, told: Callable[[dict[str, Any]], None]) -> None:
     """Cost, size of the scores, and every metric."""
     curvature = methods(task)[key][1]
-    problem, recording = record(task)
-    run = Ours(problem, lambda upweight, _: curvature(upweight, recording))
+    trainings = [record(task, seed) for seed in (task.seeds if key.startswith(MEAN) else task.seeds[:1])]
+    import_module("upweight.influence.attribute")  # loaded on first use otherwise
     memory, start, used = PeakMemory(), time.perf_counter(), time.process_time()
-    scores = np.asarray(run(), dtype=np.float64)
+    every = [scores_of(*training, curvature) for training in trainings]
+    scores = mean_of(every)
+    keep(scores, key, task)
     found: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used}
     found |= {"bytes": memory.growth(), "size": float(np.sqrt(np.mean(scores**2)))}
-    found |= {"steps": steps_of(key, recording), "all_steps": len(recording.batches)}
-    for question in task.questions:
-        found[question] = judge(scores, task, question)
+    recording = trainings[0][1]
+    found |= {"steps": steps_of(key.removeprefix(MEAN), recording), "all_steps": steps_in(recording, 0)}
+    told(found := found | verdicts(scores, task))
+    if len(every) > 1:
+        found["gain"] = gain(scores, every, task)
         told(found)
-    if task.key == "short-mlp":
+    elif task.mislabelled:
         found["mislabel"] = self_influence(task, curvature)
         told(found)
+
+
+def scores_of(problem: Problem, recording: Any, curvature: Curvature) -> Any:
+    """Scores of what the training moved."""
+    import upweight
+
+    return upweight.attribute(
+        problem.model,
+        problem.train,
+        problem.queries,
+        parameters=list(recording.trained),
+        curvature=curvature(upweight, recording),
+        weight_decay=problem.weight_decay,
+        device="cpu",
+    )
+
+
+def mean_of(every: Sequence[Any]) -> np.ndarray:
+    """The mean of several scores, or the only one."""
+    import upweight
+
+    return np.asarray((every[0] if len(every) == 1 else upweight.average(every)).matrix, dtype=np.float64)
+
+
+def gain(mean: np.ndarray, every: Sequence[Any], task: Recorded) -> dict[str, Any]:
+    """The LDS of each training's scores, and by how much that of their mean lies above the first, on the same draws."""
+    from upweight.influence.evaluation import lds, lds_difference
+
+    truth = task.truth("lds")
+    alone = [np.asarray(one.matrix, dtype=np.float64) for one in every]
+    found = lds_difference(mean, alone[0], truth)
+    return {
+        "alone": [lds(scores, truth, resamples=0).mean for scores in alone],
+        "over_first": [found.mean, found.low, found.high],
+    }
 
 
 def steps_of(key: str, recording: Any) -> int | None:
@@ -79,18 +146,23 @@ def steps_of(key: str, recording: Any) -> int | None:
     if not key.startswith("unrolled"):
         return None
     last = int(key.partition("-")[2] or recording.stretches)
-    stretches = range(recording.stretches - last, recording.stretches)
-    return sum(len(list(recording.steps(stretch))) for stretch in stretches)
+    return steps_in(recording, recording.stretches - last)
 
 
-def self_influence(task: Recorded, curvature: Callable[[Any, Any], Any]) -> list[float]:
+def steps_in(recording: Any, first: int) -> int:
+    """Steps from a stretch on."""
+    return sum(len(list(recording.steps(stretch))) for stretch in range(first, recording.stretches))
+
+
+def self_influence(task: Recorded, curvature: Curvature) -> list[float]:
     """How well scores of examples on themselves find wrong labels, on a network trained with a tenth of them."""
     from upweight.influence.evaluation import mislabel
 
-    labels, flipped = wrong_labels()
-    problem, recording = record(task, labels)
-    scores = Ours(problem, lambda upweight, _: curvature(upweight, recording))()
-    found = mislabel(np.diagonal(scores), flipped)
+    labels, flipped = wrong_labels(task)
+    assert isinstance(task.by, Own)
+    problem, recording = task.by.record(task.by.seed, labels)
+    itself = replace(problem, Xq=problem.X, yq=problem.y)
+    found = mislabel(np.diagonal(scores_of(itself, recording, curvature).matrix), flipped)
     return [found.auc, found.low, found.high, found.found_at_10]
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import tables
-from .training import FEW, LEFT_OUT, RECORDED, SUBSETS
+from .training import FEW, LEFT_OUT, RECORDED, SUBSETS, TRAININGS
+from .training_one import MEAN
+from .training_tuned import Tuned
 
 Run = dict[str, Any]
 INTRODUCTION = """\
@@ -19,18 +21,22 @@ COLUMNS = {
     "same-loo": "LOO, same training",
     "loo": "LOO, batches filled up",
 }
+_FEWER = {task.parts for task in RECORDED.values() if task.made and task.parts != SUBSETS}
 LEGEND = f"""\
 - *halves, other seeds*: the LDS of the tables above. {SUBSETS} random halves, two trainings each: other first weights, another
   order, and batches filled with what is kept, so that half the data means half the steps.
 - *same training*: the first weights, every batch and the number its sum is divided by are those of the network itself, and what
-  is left out weighs nothing in them. {SUBSETS} random halves; {SUBSETS} times all but {FEW:.0%}; and {LEFT_OUT} examples one at a
-  time. Published LDS above 0.9 for such methods are of this kind, with few examples left out: they predict this one training.
+  is left out weighs nothing in them. {SUBSETS} random halves; {SUBSETS} times all but {FEW:.0%} (of a fine-tuning
+  {" or ".join(map(str, sorted(_FEWER)))} times); and {LEFT_OUT} examples one at a time. Published LDS above 0.9 for such methods
+  are of this kind, with few examples left out: they predict this one training.
 - *LOO, batches filled up*: the same {LEFT_OUT} examples left out of a training with the network's seed and of one with another;
   later batches of an epoch move up by one example. LOO is Pearson / Spearman over all pairs, as above.
 - *steps*: how many steps of the training are differentiated, from its end. *size*: root mean square of the scores, which are in
   nats per unit weight (GradientDot at the last weights has another unit).
 - *picked*: the damping of half decades that is best on these ground truths; all else is not tuned.
-- Leaving one out of the long training is not shown: two refits do not agree on what it did (notes above)."""
+- *mean of {TRAININGS} trainings*: `upweight.average` of the scores of as many trainings, the network's own and others with other
+  seeds, each recorded. *CPU s* are those of all {TRAININGS} attributions; the trainings themselves are not counted.
+- Leaving one out is shown of the short training alone: of the others two refits do not agree on what it did (notes above)."""
 
 
 def part(results: dict[str, Any]) -> str:
@@ -45,13 +51,17 @@ def part(results: dict[str, Any]) -> str:
     for key, task in RECORDED.items():
         runs = [run for run in results["runs"] if run["task"] == key]
         if runs:
-            parts += [f"## {task.title}", method_table(runs, shown(key)), " ".join(SENTENCES[key](runs))]
+            parts += [
+                f"## {task.title}",
+                method_table(runs, shown(key)),
+                " ".join([*SENTENCES[key](runs), *averaged(runs)]),
+            ]
     return "\n\n".join(part for part in parts if part)
 
 
 def shown(key: str) -> list[str]:
-    """Questions of a table; leaving one out of the long training drowns in noise, as the notes below the main tables say."""
-    return [name for name in COLUMNS if name in RECORDED[key].questions and (key == "short-mlp" or name != "loo")]
+    """Questions of a table."""
+    return [name for name in COLUMNS if name in RECORDED[key].questions]
 
 
 def method_table(runs: Sequence[Run], questions: Sequence[str]) -> str:
@@ -64,7 +74,7 @@ def method_table(runs: Sequence[Run], questions: Sequence[str]) -> str:
         cells = [cell(run.get(name)) for name in questions]
         found = run.get("mislabel")
         cells += [f"{found[0]:.3f}, {found[3]:.0%}" if found else ""] if wrong else []
-        cost = [f"{run['size']:.2g}", tables.number(run["cpu"]), f"{run['bytes'] / 2**30:.2f}"]
+        cost = [f"{run['size']:.2g}", tables.number(run["cpu"]), gib(run)]
         rows.append([run["title"], f"{run['steps']} of {run['all_steps']}" if run["steps"] else "-", *cells, *cost])
     rows += [
         [run["title"], run.get("failed", "no result"), *[""] * (len(head) + 1)] for run in runs if "lds" not in run
@@ -78,6 +88,10 @@ def cell(found: dict[str, Any] | None) -> str:
     if "lds" in found:
         return between(found["lds"])
     return f"{found['pearson']:.3f} / {found['spearman']:.3f}"
+
+
+def gib(run: Run) -> str:
+    return f"{run['bytes'] / 2**30:.2f}" if "bytes" in run else ""
 
 
 def between(found: Sequence[float]) -> str:
@@ -94,7 +108,7 @@ def one(runs: Sequence[Run], method: str) -> Run | None:
 def against(runs: Sequence[Run], question: str) -> str:
     """Unrolled through the whole training beside the best of the methods that are not unrolled."""
     ours = one(runs, "unrolled")
-    others = [run for run in runs if not run["method"].startswith("unrolled") and question in run]
+    others = [run for run in runs if not run["method"].startswith(("unrolled", MEAN)) and question in run]
     if ours is None or not others:
         return ""
     if "lds" in ours[question]:
@@ -126,29 +140,109 @@ def of_short(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def of_long(runs: Sequence[Run]) -> list[str]:
-    whole = one(runs, "unrolled")
-    if whole is None:
-        return []
+def windows_of(runs: Sequence[Run]) -> list[Run]:
+    """Parts of the training that were differentiated alone."""
+    return [run for run in runs if run["method"].startswith("unrolled-") and "lds" in run]
+
+
+def of_parts(runs: Sequence[Run]) -> list[str]:
+    """The whole training beside its last parts, against trainings with other seeds."""
+    whole, windows = one(runs, "unrolled"), windows_of(runs)
+    assert whole is not None  # the callers have seen to it
     said = [
         f"Through the whole training Unrolled has an LDS of {against(runs, 'lds')}; the ceiling is {whole['lds']['ceiling']:.3f}."
     ]
-    windows = [run for run in runs if run["method"].startswith("unrolled-") and "lds" in run]
     if windows:
         best = max(windows, key=lambda run: run["lds"]["lds"][0])
         longest = max(windows, key=lambda run: run["steps"])
+        times = whole["size"] / longest["size"]
         said.append(
-            f"Its scores are then {whole['size'] / longest['size']:.0f} times as large as those of the last {longest['steps']} "
-            "steps alone: a small change in the first steps sends the training elsewhere. The derivative through them is that of "
-            "an infinitely small change, and says nothing about halves of the data with other seeds. Of the windows the best has "
-            f"the last {best['steps']} steps, with an LDS of {best['lds']['lds'][0]:.3f}."
+            f"Its scores are then {times:.0f} times as large as those of the last {longest['steps']} steps alone."
         )
-    queries = RECORDED["digits-cnn"].m
-    said.append(
-        f"Unrolled through all steps took {whole['cpu'] / queries:.1f} CPU seconds a query. It is for questions about one given "
-        "training of few steps; for a long training from random weights give `last`, or take an inverse curvature."
-    )
+        if times > 3:
+            said.append(
+                "A small change in the first steps sends the training elsewhere: the derivative through them is that of an "
+                "infinitely small change, and says nothing about halves of the data with other seeds."
+            )
+        said.append(
+            f"Of the windows the best has the last {best['steps']} steps, with an LDS of {best['lds']['lds'][0]:.3f}."
+        )
     return said
 
 
-SENTENCES = {"short-mlp": of_short, "digits-cnn": of_long}
+def of_cost(runs: Sequence[Run], key: str) -> str:
+    whole = one(runs, "unrolled")
+    assert whole is not None  # as above
+    return f"Unrolled through all steps took {whole['cpu'] / RECORDED[key].m:.1f} CPU seconds a query."
+
+
+def of_long(runs: Sequence[Run]) -> list[str]:
+    if one(runs, "unrolled") is None:
+        return []
+    return [
+        *of_parts(runs),
+        of_cost(runs, "digits-cnn"),
+        "It is for questions about one given training of few steps; for a long training from random weights give `last`, or take "
+        "an inverse curvature.",
+    ]
+
+
+def of_tuned(runs: Sequence[Run]) -> list[str]:
+    whole = one(runs, "unrolled")
+    if whole is None:
+        return []
+    key, said = whole["task"], of_parts(runs)
+    made = RECORDED[key].by
+    assert isinstance(made, Tuned)
+    rate, epochs, length = made.first_rate()
+    said.insert(
+        0,
+        f"The source's weights are good ones, but the head is new, and the first {epochs} of {length} epochs have a rate of "
+        f"{rate:g}.",
+    )
+    if "same-few" in whole:
+        best = max((run for run in runs if "same-few" in run), key=lambda run: run["same-few"]["lds"][0])
+        said.append(
+            f"Asked what this very training would have given without {FEW:.0%} of its examples: {against(runs, 'same-few')}."
+        )
+        if best["same-few"]["lds"][0] < 0.5:
+            first = max(
+                (run for run in runs if "gain" not in run and "lds" in run), key=lambda run: run["lds"]["lds"][0]
+            )
+            said.append(
+                f"No method reaches more than {best['same-few']['lds'][0]:.3f} there: without {FEW:.0%} of its examples this "
+                "training ends elsewhere, by no rule that a score follows. What half of the data does to several trainings can "
+                f"be predicted ({first['title']}: {first['lds']['lds'][0]:.3f}). `Unrolled` is for trainings whose steps are "
+                "small enough for a derivative."
+            )
+    return [*said, of_cost(runs, key)]
+
+
+def averaged(runs: Sequence[Run]) -> list[str]:
+    """What the mean over several trainings gains, the most first."""
+    means = [run for run in runs if "gain" in run]
+    if not means:
+        return []
+
+    def told(run: Run) -> str:
+        alone = run["gain"]["alone"]
+        return (
+            f"{run['title'].partition(', mean of')[0]} {run['lds']['lds'][0]:.3f} ({sum(alone) / len(alone):.3f} on average of "
+            f"one training, {{gain:+.3f}} [{{low:+.3f}}, {{high:+.3f}}] over the first)"
+        ).format(**dict(zip(("gain", "low", "high"), run["gain"]["over_first"], strict=True)))
+
+    means.sort(key=lambda run: -run["gain"]["over_first"][0])
+    sure = sum(run["gain"]["over_first"][1] > 0 for run in means)
+    word = "all of them gain" if sure == len(means) else f"{sure} of {len(means)} gain"
+    return [
+        f"LDS (halves, other seeds) of the mean over {TRAININGS} trainings, with a paired interval: "
+        f"{'; '.join(told(run) for run in means)}. By the intervals {word}."
+    ]
+
+
+SENTENCES = {
+    "short-mlp": of_short,
+    "fashion-natural": of_tuned,
+    "fashion-robust": of_tuned,
+    "digits-cnn": of_long,
+}
