@@ -120,10 +120,10 @@ class Gradients:
         """
         done = []
         for _, parts in self._blocks(rows):
-            scale = 1 / _lengths(parts) if unit else 1.0
             columns = []
             for part in parts:
-                columns += [part.U[:, 0], scale * part.D[:, 0, 0]] if isinstance(part, Pair) else [scale * part]
+                own = [part.U[:, 0], part.D[:, 0, 0]] if isinstance(part, Pair) else [part]
+                columns += [*own[:-1], own[-1] / _lengths(parts).to(own[-1].dtype)[:, None]] if unit else own
             done.append(torch.cat(columns, dim=1))
         return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -150,7 +150,7 @@ class Gradients:
                     at += one.shape[1]
                 tile.copy_(found) if number == 0 else tile.add_(found)
             if unit:
-                tile /= _lengths(parts)[:, 0]
+                tile /= _lengths(parts).to(tile.dtype)
         return out
 
     def _blocks(self, examples: slice) -> Iterator[tuple[slice, Sequence[Part]]]:
@@ -250,13 +250,14 @@ def _by_pair(pair: Pair, v: Float[Tensor, "w k"]) -> Float[Tensor, "k c"]:
     return found[:, 0].T
 
 
-def _lengths(parts: Sequence[Part]) -> Float[Tensor, "b 1"]:
-    """Euclidean lengths, infinite in place of zero."""
-    squares = torch.stack([_square(part) for part in parts]).sum(0)
-    return torch.where(squares > 0, squares.sqrt(), torch.inf)[:, None]
-
-
-def _square(part: Part) -> Float[Tensor, " b"]:
-    if isinstance(part, Pair):
-        return part.U[:, 0].square().sum(1) * part.D[:, 0, 0].square().sum(1)
-    return part.square().sum(1)
+def _lengths(parts: Sequence[Part]) -> Float[Tensor, " b"]:
+    """Euclidean lengths, infinite in place of zero; float64, where the square of a small float32 is not zero."""
+    norm, dtype = torch.linalg.vector_norm, torch.float64
+    own = [
+        norm(part.U[:, 0], dim=1, dtype=dtype) * norm(part.D[:, 0, 0], dim=1, dtype=dtype)
+        if isinstance(part, Pair)
+        else norm(part, dim=1, dtype=dtype)
+        for part in parts
+    ]
+    whole = norm(torch.stack(own), dim=0)
+    return torch.where(whole > 0, whole, torch.inf)
