@@ -79,8 +79,12 @@ def test_means_pass_over_what_diverged():
         np.testing.assert_allclose(means[0], (values[0, 0] + values[0, 1]) / 2)
         np.testing.assert_array_equal(means[1], values[1, 1])
         assert np.isnan(means[2]).all()
+
+
+@pytest.mark.untyped
+def test_another_output_is_refused():
     with pytest.raises(UsageError, match="'loss' or 'margin'"):
-        found.values("accuracy")
+        truth().values("accuracy")
 
 
 def test_some_parts_are_a_truth_too():
@@ -94,6 +98,7 @@ def test_some_parts_are_a_truth_too():
     assert found.is_whole.tolist() == [row.all() for row in found.kept]
 
 
+@pytest.mark.untyped
 def test_arrays_that_do_not_fit_each_other_are_refused():
     found = truth()
     with pytest.raises(ShapeError, match="margin of a ground truth"):

@@ -272,6 +272,7 @@ class TestRefusals:
         told = [Unrolled(recording, last=last).settings() for last in (None, 2)]
         assert told[0] != told[1]
 
+    @pytest.mark.untyped
     def test_no_recording(self):
         for wrong in (3, Recording):
             with pytest.raises(UsageError, match=r"give an upweight\.Recording"):
