@@ -213,6 +213,20 @@ def test_the_page_says_of_a_fine_tuning_what_its_numbers_say(bench):
     assert "elsewhere" not in tame
 
 
+def test_the_page_says_what_a_gentle_fine_tuning_gives(bench):
+    def run(method, few, halves):
+        asked = {"same-few": {"lds": [few, few - 0.01, few + 0.01]}, "same-halves": {"lds": [halves, 0.5, 0.9]}}
+        about = {"task": "fashion-gentle", "method": method, "title": method.title(), "size": 1.0, "cpu": 32.0}
+        return about | {"steps": None, "all_steps": 400} | asked
+
+    runs = [run("ekfac", 0.6, 0.8), run("unrolled", 0.9, 0.7)]
+    page = bench.training_page.part({"machine": {"processor": "a processor", "cores": 2}, "runs": runs})
+    assert page.index("| Ekfac | - | 0.800") < page.index("| Unrolled | - | 0.700")  # by the first column
+    assert "The first 34 of 100 epochs have a rate of 0.01; its test accuracy is 89.6%, that of the natural" in page
+    assert "Unrolled 0.900, ahead of Ekfac with 0.600; without half of them: 0.700, behind Ekfac" in page
+    assert "took 2.0 CPU seconds a query" in page
+
+
 @pytest.mark.parametrize(("low", "said"), [(0.01, "all of them gain"), (-0.01, "0 of 1 gain")])
 def test_the_page_says_what_a_mean_gains(bench, low, said):
     gain = {"alone": [0.2, 0.4], "over_first": [0.3, low, 0.5]}

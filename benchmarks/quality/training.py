@@ -149,6 +149,8 @@ def tuned(key: str, *, m: int, **about: Any) -> Recorded:
     return Recorded(key=key, title=title, m=m, by=Tuned(task=TASKS[key]), every=4, means=("newton", "ekfac"), **about)
 
 
+GENTLE = replace(TASKS["fashion-natural"], key="fashion-gentle", title="The same with smaller steps")
+"""`upweight fine-tune --k 1 --n 400 --seed 20000000 --learning-rate 0.01`: a run folder, and no part in the main tables."""
 SHORT = Own(recipe=Recipe(epochs=10), make=short_model, data=short_data)
 _CNN = TASKS["digits-cnn"]
 assert _CNN.recipe is not None
@@ -170,6 +172,17 @@ RECORDED = {
         ),
         tuned("fashion-natural", m=32, windows=(16, 67), questions=("lds", "same-few"), made=("same-few",), parts=40),
         tuned("fashion-robust", m=16, windows=(67,), questions=("lds",)),
+        Recorded(
+            key=GENTLE.key,
+            title="A gentle fine-tuning: as the natural one, at a tenth of its rate, 400 steps, 16 queries",
+            m=16,
+            by=Tuned(task=GENTLE),
+            windows=(67,),
+            every=4,
+            questions=("same-few", "same-halves"),
+            made=("same-few", "same-halves"),
+            parts=40,
+        ),
         Recorded(
             key="digits-cnn",
             title="A long training from random weights: the CNN on digits, 600 steps, 32 queries",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import tables
+from .tasks import TASKS
 from .training import FEW, LEFT_OUT, RECORDED, SUBSETS, TRAININGS
 from .training_one import MEAN
 from .training_tuned import Tuned
@@ -27,8 +28,8 @@ LEGEND = f"""\
   order, and batches filled with what is kept, so that half the data means half the steps.
 - *same training*: the first weights, every batch and the number its sum is divided by are those of the network itself, and what
   is left out weighs nothing in them. {SUBSETS} random halves; {SUBSETS} times all but {FEW:.0%} (of a fine-tuning
-  {" or ".join(map(str, sorted(_FEWER)))} times); and {LEFT_OUT} examples one at a time. Published LDS above 0.9 for such methods
-  are of this kind, with few examples left out: they predict this one training.
+  {" or ".join(map(str, sorted(_FEWER)))} times); and {LEFT_OUT} examples one at a time. Published LDS near 1 for such methods
+  (Ilyas and Engstrom 2025, arXiv:2504.16430) are of this kind, with few examples left out: they predict this one training.
 - *LOO, batches filled up*: the same {LEFT_OUT} examples left out of a training with the network's seed and of one with another;
   later batches of an epoch move up by one example. LOO is Pearson / Spearman over all pairs, as above.
 - *steps*: how many steps of the training are differentiated, from its end. *size*: root mean square of the scores, which are in
@@ -65,10 +66,10 @@ def shown(key: str) -> list[str]:
 
 
 def method_table(runs: Sequence[Run], questions: Sequence[str]) -> str:
-    """One line a method, the highest LDS of the halves first; what failed last."""
+    """One line a method, the highest LDS of the first question first; what failed last."""
     wrong = any("mislabel" in run for run in runs)
     head = ["method", "steps", *(COLUMNS[name].format(few=FEW) for name in questions), *(["mislabel"] if wrong else [])]
-    done = sorted((run for run in runs if "lds" in run), key=lambda run: -run["lds"]["lds"][0])
+    done = sorted((run for run in runs if questions[0] in run), key=lambda run: -run[questions[0]]["lds"][0])
     rows = []
     for run in done:
         cells = [cell(run.get(name)) for name in questions]
@@ -77,7 +78,9 @@ def method_table(runs: Sequence[Run], questions: Sequence[str]) -> str:
         cost = [f"{run['size']:.2g}", tables.number(run["cpu"]), gib(run)]
         rows.append([run["title"], f"{run['steps']} of {run['all_steps']}" if run["steps"] else "-", *cells, *cost])
     rows += [
-        [run["title"], run.get("failed", "no result"), *[""] * (len(head) + 1)] for run in runs if "lds" not in run
+        [run["title"], run.get("failed", "no result"), *[""] * (len(head) + 1)]
+        for run in runs
+        if questions[0] not in run
     ]
     return tables.table([*head, "size", "CPU s", "GiB"], rows)
 
@@ -102,7 +105,7 @@ def between(found: Sequence[float]) -> str:
 
 
 def one(runs: Sequence[Run], method: str) -> Run | None:
-    return next((run for run in runs if run["method"] == method and "lds" in run), None)
+    return next((run for run in runs if run["method"] == method and "size" in run), None)
 
 
 def against(runs: Sequence[Run], question: str) -> str:
@@ -218,6 +221,22 @@ def of_tuned(runs: Sequence[Run]) -> list[str]:
     return [*said, of_cost(runs, key)]
 
 
+def of_gentle(runs: Sequence[Run]) -> list[str]:
+    whole = one(runs, "unrolled")
+    if whole is None:
+        return []
+    made = RECORDED[whole["task"]].by
+    assert isinstance(made, Tuned)
+    rate, epochs, length = made.first_rate()
+    return [
+        f"The first {epochs} of {length} epochs have a rate of {rate:g}; its test accuracy is {made.accuracy():.1%}, that of the "
+        f"natural fine-tuning above {Tuned(task=TASKS['fashion-natural']).accuracy():.1%}.",
+        f"What this very training would have given without {FEW:.0%} of its examples: Unrolled {against(runs, 'same-few')}; "
+        f"without half of them: {against(runs, 'same-halves')}.",
+        of_cost(runs, whole["task"]),
+    ]
+
+
 def averaged(runs: Sequence[Run]) -> list[str]:
     """What the mean over several trainings gains, the most first."""
     means = [run for run in runs if "gain" in run]
@@ -244,5 +263,6 @@ SENTENCES = {
     "short-mlp": of_short,
     "fashion-natural": of_tuned,
     "fashion-robust": of_tuned,
+    "fashion-gentle": of_gentle,
     "digits-cnn": of_long,
 }

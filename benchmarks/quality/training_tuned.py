@@ -55,6 +55,10 @@ class Tuned:
         rates = [step_rate(settings["learning_rate"], settings["epochs"], 1 + i) for i in range(settings["epochs"])]
         return rates[0], rates.count(rates[0]), len(rates)
 
+    def accuracy(self) -> float:
+        """On the test images of the run."""
+        return float(read_run(self.folder)["accuracy"]["test"])
+
     def record(self, seed: int) -> tuple[Problem, RunRecording]:
         """The run, or the training of another head on the same images; every example is an image for the whole network."""
         import upweight
