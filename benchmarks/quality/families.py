@@ -77,7 +77,7 @@ def section(results: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     head = ["task", "method", "ours: LDS", "CPU s", "tool", "its LDS", "ours - it", "CPU s"]
-    said = f"Of {compared} pairs ours is behind in {len(behind)}, decided by the interval"
+    said = f"Of {compared} pairs ours is behind in {len(behind) or 'none'}, decided by the interval"
     return [INTRODUCTION, tables.table(head, rows), said + (": " + "; ".join(behind) + "." if behind else ".")]
 
 
