@@ -47,7 +47,8 @@ def head_scores(problem: Problem) -> np.ndarray:
     H[np.diag_indices(C * D)] += problem.spec.damping
     factor = scipy.linalg.cho_factor(H.T, lower=False, overwrite_a=True, check_finite=False)
     Gq = np.einsum("tc,tf->cft", rq.numpy(), phiq).reshape(C * D, -1)
-    solved = scipy.linalg.cho_solve(factor, Gq, overwrite_b=True).reshape(C, D, -1)
+    # what lies above the blocks was never written, and may hold anything
+    solved = scipy.linalg.cho_solve(factor, Gq, overwrite_b=True, check_finite=False).reshape(C, D, -1)
     out = np.zeros((len(problem.yq), n))
     for c in range(C):
         out += (solved[c].T @ phi.T) * r[:, c].numpy()

@@ -164,7 +164,7 @@ def test_the_folder_can_be_named_outside_the_file(tmp_path):
         ("recipe = 'LwF'", r"sets recipe = 'LwF'; tables \[\[recipe\]\] are wanted"),
         ("[data]\ndata = []", r"\[data\] sets data = \[\]; name every one once, and at least one"),
         ("[data]\ndata = 3", r"\[data\] sets data = 3; text, or a list of such is wanted"),
-        ("[fine-tune]\nk = 1", r"\[fine-tune\] sets k, unknown to it; it knows epochs, batch_size"),
+        ("[fine-tune]\nk = 1", r"\[fine-tune\] sets k, unknown to it; it knows images_seed, epochs, batch_size"),
         ("[fine-tune]\nepochs = 1.5", r"\[fine-tune\] sets epochs = 1\.5; a whole number is wanted"),
         ("[fine-tune]\nepochs = 0", "source natural, recipe plain, k = 0: epochs is 0; give a whole number"),
 
