@@ -29,6 +29,7 @@ def attribute_runs(
     settings: AttributeSettings,
     out: Path,
     *,
+    unit_rows: bool = False,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
 ) -> dict[str, Scores]:
@@ -41,6 +42,7 @@ def attribute_runs(
         runs: Run folders: trainings of one recipe on the same train images.
         settings: Parameters, curvature, label; the same for all.
         out: Folder for the mean.
+        unit_rows: Divide the scores of every query by their root mean square first, as in `average`.
         overwrite: Replace scores that were made under other settings, of the runs and of their mean.
         progress: As in `attribute`.
 
@@ -52,7 +54,7 @@ def attribute_runs(
     from .reports.progress import prefixed, reporting
 
     infos = read_alike(runs, settings, out)
-    store, config = out / STORE_FILE, average_config(infos, settings)
+    store, config = out / STORE_FILE, average_config(infos, settings, unit_rows=unit_rows)
     finished = standing_scores(store, config, overwrite=overwrite)
     if finished is not None:
         return finished
@@ -62,7 +64,7 @@ def attribute_runs(
             told = prefixed(report, f"{i + 1}/{len(runs)} {run.name}")
             every[i] = scores or attribute_run(run, settings, overwrite=overwrite, progress=told)
         scored = [scores for scores in every if scores is not None]
-        mean = {name: average_as_read([scores[name] for scores in scored]) for name in scored[0]}
+        mean = {name: average_as_read([scores[name] for scores in scored], unit_rows=unit_rows) for name in scored[0]}
         for one in mean.values():
             one.meta["warnings"] = [*_more_than_seeds(infos), *one.meta["warnings"]]
         hashes = {name: config[name] for name in config if name.endswith("sha256")}
@@ -114,17 +116,21 @@ def read_alike(runs: Sequence[Path], settings: AttributeSettings, out: Path) -> 
     return infos
 
 
-def average_config(infos: Sequence[Mapping[str, Any]], settings: AttributeSettings) -> dict[str, Any]:
+def average_config(
+    infos: Sequence[Mapping[str, Any]], settings: AttributeSettings, *, unit_rows: bool = False
+) -> dict[str, Any]:
     """What decides mean scores.
 
     Args:
         infos: What the run.json of each run holds; their order does not matter.
         settings: What is asked of them.
+        unit_rows: Whether the scores of every query are divided by their root mean square first.
 
     Returns:
         Settings, and the hashes of all weights and of the data.
     """
-    return {**run_config(infos[0], settings), "model_sha256": sorted(info["model_sha256"] for info in infos)}
+    hashes = sorted(info["model_sha256"] for info in infos)
+    return {**run_config(infos[0], settings), "model_sha256": hashes, **({"unit_rows": True} if unit_rows else {})}
 
 
 def standing_runs(

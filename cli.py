@@ -202,6 +202,8 @@ def _attribute(asked: Asked) -> Answer:
     out, runs = None if asked["out"] is None else asked.path("out"), _runs(asked)
     if asked["average"] is not None:
         return _average(asked)
+    if asked["unit_rows"]:
+        raise UsageError("--unit-rows says how scores are averaged; give it with --average OUT.")
     if not runs:
         if own.model is None or own.train is None or out is None:
             raise UsageError("Give a run folder, or a network of your own by --model, --train and --out.")
@@ -223,14 +225,15 @@ def _attribute(asked: Asked) -> Answer:
 
 def _average(asked: Asked) -> Answer:
     how, runs, out = asked.settings[AttributeSettings], _runs(asked), asked.path("average")
+    unit_rows = bool(asked["unit_rows"])
     _check_no_own(asked)
     if asked["out"] is not None:
         raise UsageError(
             "--average OUT names the folder of the mean, and each run is scored into its own; leave --out out."
         )
     if asked["dry_run"]:
-        return _estimated(dry_run.estimate_runs(runs, how, out, overwrite=asked["overwrite"]))
-    scores = averaging.attribute_runs(runs, how, out, overwrite=asked["overwrite"], progress=True)
+        return _estimated(dry_run.estimate_runs(runs, how, out, unit_rows=unit_rows, overwrite=asked["overwrite"]))
+    scores = averaging.attribute_runs(runs, how, out, unit_rows=unit_rows, overwrite=asked["overwrite"], progress=True)
     facts = questions.facts(scores)
     return Answer(data=facts, text=f"{out}: the mean over {len(runs)} runs\n{questions.outline(facts)}")
 
@@ -427,6 +430,13 @@ COMMANDS: dict[str, Command] = {
                 metavar="OUT",
                 help="folder for the mean of the scores of several runs on the same images; what a run lacks is made first, in "
                 "its own folder",
+            ),
+            Option(
+                name="unit_rows",
+                kind=bool,
+                default=False,
+                help="with --average: divide the scores of every query by their root mean square first, so that runs in which "
+                "its loss is large do not outvote the others",
             ),
             Option(
                 name="dry_run",

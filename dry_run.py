@@ -126,13 +126,21 @@ def estimate_run(
     )
 
 
-def estimate_runs(runs: Sequence[Path], settings: AttributeSettings, out: Path, *, overwrite: bool = False) -> Estimate:
+def estimate_runs(
+    runs: Sequence[Path],
+    settings: AttributeSettings,
+    out: Path,
+    *,
+    unit_rows: bool = False,
+    overwrite: bool = False,
+) -> Estimate:
     """What `attribute_runs` with the same arguments will take.
 
     Args:
         runs: Run folders.
         settings: Parameters, curvature, label.
         out: Folder for the mean.
+        unit_rows: As in `attribute_runs`.
         overwrite: Scores that were made under other settings may be replaced.
 
     Returns:
@@ -142,7 +150,7 @@ def estimate_runs(runs: Sequence[Path], settings: AttributeSettings, out: Path, 
     from .models.runs import load_run
 
     infos, store = read_alike(runs, settings, out), out / STORE_FILE
-    there = standing_scores(store, average_config(infos, settings), overwrite=overwrite)
+    there = standing_scores(store, average_config(infos, settings, unit_rows=unit_rows), overwrite=overwrite)
     standing = standing_runs(runs, infos, settings, overwrite=overwrite)
     missing = [run for run, scores in zip(runs, standing, strict=True) if scores is None]
     run = (missing or runs)[0]

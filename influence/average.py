@@ -16,6 +16,7 @@ from .scores import Scores
 
 SAME = ("unit", "query_label")
 """What has to be said of all alike."""
+UNIT_ROWS = "none (each query's scores over their root mean square)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,8 @@ class MeanMatrix:
     """The mean of several matrices [m, n], computed in float64 as its rows are read."""
 
     matrices: Sequence[Matrix]
+    unit_rows: bool = False
+    """Divide every row of each by its root mean square first."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,15 +40,24 @@ class MeanMatrix:
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         total = np.zeros(np.asarray(self.matrices[0][rows]).shape)
         for one in self.matrices:
-            total += one[rows]
+            part = np.asarray(one[rows], dtype=np.float64)
+            total += part / _sizes(part) if self.unit_rows else part
         return (total / len(self.matrices)).astype(self.dtype)
 
 
-def average(scores: Sequence[Scores]) -> Scores:
+def _sizes(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root mean square of every row, infinite in place of zero."""
+    found = np.sqrt(np.square(rows).mean(1, keepdims=True))
+    return np.where(found > 0, found, np.inf)
+
+
+def average(scores: Sequence[Scores], *, unit_rows: bool = False) -> Scores:
     """The mean of the scores of several models, or of several methods, for the same queries and train examples.
 
     Args:
         scores: Of each, in one unit; their ids must be the same in the same order.
+        unit_rows: Divide the scores of every query by their root mean square first, so that models in which its loss is large
+            do not outvote the others; rankings keep their meaning, and a score has no unit any more.
 
     Returns:
         Mean scores, in memory. Losses and residuals of the examples are means too, and predictions those of the mean
@@ -54,18 +66,19 @@ def average(scores: Sequence[Scores]) -> Scores:
     Raises:
         UsageError: There are fewer than two, or they are not of the same examples, label and unit.
     """
-    mean = average_as_read(scores)
+    mean = average_as_read(scores, unit_rows=unit_rows)
     if mean.on_train is not None:
         mean.on_train.matrix = _in_memory(mean.on_train.matrix)
     mean.matrix = _in_memory(mean.matrix)
     return mean
 
 
-def average_as_read(scores: Sequence[Scores]) -> Scores:
+def average_as_read(scores: Sequence[Scores], *, unit_rows: bool = False) -> Scores:
     """The same as `average`, each row computed when it is read: matrices on disk stay there.
 
     Args:
         scores: Of each.
+        unit_rows: As for `average`.
 
     Returns:
         Mean scores that end with those they are the mean of.
@@ -80,11 +93,11 @@ def average_as_read(scores: Sequence[Scores]) -> Scores:
         _check_same(every[0], one, number)
     trained = [one.on_train for one in every if one.on_train is not None]
     return Scores(
-        MeanMatrix([one.matrix for one in every]),
+        MeanMatrix([one.matrix for one in every], unit_rows),
         _mean_examples([one.queries for one in every]),
         _mean_examples([one.train for one in every]),
-        meta=_meta(every),
-        on_train=average_as_read(trained) if len(trained) == len(every) else None,
+        meta=_meta(every, unit_rows=unit_rows),
+        on_train=average_as_read(trained, unit_rows=unit_rows) if len(trained) == len(every) else None,
         on_itself=every[0].on_itself,
     )
 
@@ -138,7 +151,7 @@ def _mean_examples(every: Sequence[Examples]) -> Examples:
     )
 
 
-def _meta(every: Sequence[Scores]) -> dict[str, Any]:
+def _meta(every: Sequence[Scores], *, unit_rows: bool) -> dict[str, Any]:
     """What all say alike, of their curvatures too; the curvature of each by its place in the list."""
     first = every[0].meta
     alike = {name: value for name, value in first.items() if all(one.meta.get(name) == value for one in every)}
@@ -146,9 +159,12 @@ def _meta(every: Sequence[Scores]) -> dict[str, Any]:
     names = dict.fromkeys(one.get("name", "scores") for one in curvatures)
     warnings = list(dict.fromkeys(warning for one in every for warning in one.meta.get("warnings", [])))
     common = {name: value for name, value in curvatures[0].items() if all(one.get(name) == value for one in curvatures)}
+    how = {"average": len(every)} | ({"unit_rows": True} if unit_rows else {})
+    alike |= {"unit": UNIT_ROWS} if unit_rows else {}
+    rows = ", each query's scores divided by their root mean square," if unit_rows else ""
     return alike | {
-        "curvature": {**common, "name": "+".join(names), "average": len(every)},
-        "sign": f"mean over {len(every)} of: {first.get('sign', '')}",
+        "curvature": {**common, "name": "+".join(names), **how},
+        "sign": f"mean over {len(every)}{rows} of: {first.get('sign', '')}",
         "runs": curvatures,
         "warnings": warnings,
     }

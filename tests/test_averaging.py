@@ -127,6 +127,20 @@ def test_store_says_which_runs_it_is_the_mean_of(averaged):
     assert main["unit"] == "nats per unit weight" and "differ" not in " ".join(main["warnings"])
 
 
+def test_rows_of_one_size(averaged):
+    each = [averaged / f"s{seed}" for seed in SEEDS]
+    assert "--unit-rows says how scores are averaged" in refused(2, "attribute", each[0], "--unit-rows")
+    done("attribute", *each, "--damping", 0.01, 0.1, "--train-scores", "--average", averaged / "unit", "--unit-rows")
+    config = strict_json(done("info", averaged / "unit", "--json"))["store"]["config"]
+    assert config["unit_rows"] is True
+    found = np.asarray(of(averaged / "unit").matrix[:], dtype=np.float64)
+    rows = [np.asarray(of(run).matrix[:], dtype=np.float64) for run in each]
+    wanted = sum(one / np.sqrt((one**2).mean(1, keepdims=True)) for one in rows) / 3
+    assert_allclose(found, wanted, rtol=1e-6)
+    sentence = refused(4, "attribute", *each, "--damping", 0.01, 0.1, "--train-scores", "--average", averaged / "unit")
+    assert "unit_rows" in sentence
+
+
 def test_average_is_asked_as_any_scores(averaged, monkeypatch):
     monkeypatch.chdir(averaged.parent)
     mean = averaged / "mean"

@@ -100,6 +100,7 @@ def attempt(key: str, task: Recorded, told: Callable[[dict[str, Any]], None]) ->
     told(found := found | verdicts(scores, task))
     if len(every) > 1:
         found["gain"] = gain(scores, every, task)
+        found["unit_rows"] = gain(mean_of(every, unit_rows=True), every, task)
         told(found)
     elif task.mislabelled:
         found["mislabel"] = self_influence(task, curvature)
@@ -121,21 +122,23 @@ def scores_of(problem: Problem, recording: Any, curvature: Curvature) -> Any:
     )
 
 
-def mean_of(every: Sequence[Any]) -> np.ndarray:
+def mean_of(every: Sequence[Any], *, unit_rows: bool = False) -> np.ndarray:
     """The mean of several scores, or the only one."""
     import upweight
 
-    return np.asarray((every[0] if len(every) == 1 else upweight.average(every)).matrix, dtype=np.float64)
+    mean = every[0] if len(every) == 1 else upweight.average(every, unit_rows=unit_rows)
+    return np.asarray(mean.matrix, dtype=np.float64)
 
 
 def gain(mean: np.ndarray, every: Sequence[Any], task: Recorded) -> dict[str, Any]:
-    """The LDS of each training's scores, and by how much that of their mean lies above the first, on the same draws."""
+    """The LDS of their mean and of each training's scores, and by how much the first lies above the second, on the same draws."""
     from upweight.influence.evaluation import lds, lds_difference
 
     truth = task.truth("lds")
     alone = [np.asarray(one.matrix, dtype=np.float64) for one in every]
     found = lds_difference(mean, alone[0], truth)
     return {
+        "lds": lds(mean, truth, resamples=0).mean,
         "alone": [lds(scores, truth, resamples=0).mean for scores in alone],
         "over_first": [found.mean, found.low, found.high],
     }

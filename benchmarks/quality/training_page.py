@@ -247,15 +247,28 @@ def averaged(runs: Sequence[Run]) -> list[str]:
         alone = run["gain"]["alone"]
         return (
             f"{run['title'].partition(', mean of')[0]} {run['lds']['lds'][0]:.3f} ({sum(alone) / len(alone):.3f} on average of "
-            f"one training, {{gain:+.3f}} [{{low:+.3f}}, {{high:+.3f}}] over the first)"
-        ).format(**dict(zip(("gain", "low", "high"), run["gain"]["over_first"], strict=True)))
+            f"one training, {over(run['gain'])} over the first"
+            + (f"; unit rows {run['unit_rows']['lds']:.3f}, {over(run['unit_rows'])}" if "unit_rows" in run else "")
+            + ")"
+        )
+
+    def over(found: dict[str, Any]) -> str:
+        gain, low, high = found["over_first"]
+        return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
 
     means.sort(key=lambda run: -run["gain"]["over_first"][0])
     sure = sum(run["gain"]["over_first"][1] > 0 for run in means)
     word = "all of them gain" if sure == len(means) else f"{sure} of {len(means)} gain"
+    units = [run["unit_rows"] for run in means if "unit_rows" in run]
+    better = sum(found["over_first"][1] > 0 for found in units)
+    more = [
+        f"Where every query's scores are first divided by their root mean square (`average(..., unit_rows=True)`), so that the "
+        f"training in which its loss is largest does not outvote the others, {better} of {len(units)} gain."
+    ] * bool(units)
     return [
         f"LDS (halves, other seeds) of the mean over {TRAININGS} trainings, with a paired interval: "
-        f"{'; '.join(told(run) for run in means)}. By the intervals {word}."
+        f"{'; '.join(told(run) for run in means)}. By the intervals {word}.",
+        *more,
     ]
 
 

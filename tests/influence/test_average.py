@@ -52,6 +52,27 @@ def test_mean_of_the_matrices_and_of_what_is_known():
     assert len(mean.class_match(3)["rate"]) == 3  # reports take it as any other
 
 
+def test_rows_of_one_size_count_alike():
+    """However large the loss of a query is in one of the models; a query without any score stays without."""
+    problem, each = models()
+    every = [scored(problem, model, train_scores=True) for model in each]
+    every[0].matrix[1] *= 1000
+    every[1].matrix[2] = 0
+    mean = average(every, unit_rows=True)
+    for name in ("queries", "train"):
+        matrices = [one.matrix if name == "queries" else one.on_train.matrix for one in every]
+        found = mean.matrix if name == "queries" else mean.on_train.matrix
+        for t in range(len(found)):
+            sizes = [np.sqrt((matrix[t] ** 2).mean()) for matrix in matrices]
+            rows = [matrix[t] / size if size else matrix[t] for matrix, size in zip(matrices, sizes, strict=True)]
+            assert_allclose(found[t], sum(rows) / 3, rtol=1e-12)
+    assert mean.meta["unit"].startswith("none") and mean.meta["curvature"]["unit_rows"] is True
+    assert mean.meta["sign"].startswith(
+        "mean over 3, each query's scores divided by their root mean square, of: + g_query"
+    )
+    assert every[0].meta["unit"] == "nats per unit weight"
+
+
 def test_a_list_of_models_is_their_average():
     problem, each = models(2)
     mean = scored(problem, each, curvature=GaussNewton(damping=0.01))
