@@ -68,3 +68,11 @@ def plain(table: Table) -> dict[str, Any]:
 OVERWRITE_FILE = Option(
     name="overwrite", kind=bool, default=False, replayed=False, help="replace a file that is there already"
 )
+
+OVERWRITE = Option(
+    name="overwrite",
+    kind=bool,
+    default=False,
+    replayed=False,
+    help="replace what was made under other settings; what was made under these is kept",
+)

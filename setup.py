@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 FOLDERS = ("influence", "models", "cache", "reports")
 ROOT_MODULES = {
-    "__init__", "__main__", "averaging", "cli", "commands", "comparison", "design", "dry_run", "evaluation",
+    "__init__", "__main__", "attribute_commands", "averaging", "cli", "commands", "comparison", "design", "dry_run", "evaluation",
     "evaluation_bench", "evaluation_commands", "evaluation_sets", "evaluation_tables", "feature_commands",
     "features", "options", "mislabelling", "pipeline", "processes", "questions", "retraining", "scoring", "sweep",
     "sweep_plan", "sweep_tables", "sweep_work", "unrolling",

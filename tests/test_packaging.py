@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("influence", "models", "cache", "reports")
 MODULES = (
-    "__init__", "__main__", "averaging", "cli", "commands", "comparison", "design", "dry_run", "evaluation",
+    "__init__", "__main__", "attribute_commands", "averaging", "cli", "commands", "comparison", "design", "dry_run", "evaluation",
     "evaluation_bench", "evaluation_commands", "evaluation_sets", "evaluation_tables", "feature_commands",
     "features", "options", "mislabelling", "pipeline", "processes", "questions", "retraining", "scoring", "sweep",
     "sweep_plan", "sweep_tables", "sweep_work", "unrolling",
